@@ -1,0 +1,51 @@
+"""interleaf: LLM inference and serving on a paged KV cache.
+
+The public names are imported when first used, so that `import interleaf` and `interleaf --help`
+cost a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from interleaf.errors import InterleafError
+    from interleaf.llm import LLM
+    from interleaf.outputs import CompletionOutput, Logprob, RequestOutput
+    from interleaf.params import RequestOutputKind, SamplingParams
+
+_HOME_OF = {
+    "LLM": "interleaf.llm",
+    "SamplingParams": "interleaf.params",
+    "RequestOutputKind": "interleaf.params",
+    "RequestOutput": "interleaf.outputs",
+    "CompletionOutput": "interleaf.outputs",
+    "Logprob": "interleaf.outputs",
+    "InterleafError": "interleaf.errors",
+}
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "InterleafError",
+    "Logprob",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'interleaf' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,377 @@
+"""Configuration: flags (`EngineArgs`) and checkpoint facts become one frozen `EngineConfig`.
+
+`resolve()` is the only place where defaults are chosen. Nothing is written to a config afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from interleaf.errors import ConfigError, CorruptCheckpointError, InsufficientMemoryError, UnsupportedModelError
+
+BUILTIN_MODEL = "smollm2-135m-instruct"
+"""The model used when none is named; see `interleaf.loader.builtin`."""
+
+DTYPES = {"auto": "bfloat16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+BLOCK_MULTIPLE = 16
+"""Block sizes are multiples of this: one 512-bit register holds the scores of 16 keys."""
+
+DEFAULT_MEMORY_SHARE = 0.5
+"""Share of the memory that is free once the weights are loaded that the KV cache may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArgs:
+    """What a user may set, under vLLM's names; None is "choose for me".
+
+    Fields:
+        model: a directory in Hugging Face layout, a .gguf file, a hub name, or a built-in name.
+        tokenizer: the same choices; None takes the model's own.
+        dtype: "auto" (bfloat16), "bfloat16" or "float32": of the arithmetic and the KV cache.
+        max_model_len: longest context in tokens, prompt and output together.
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: tokens computed in one step.
+        block_size: tokens in a KV block, a multiple of 16.
+        kv_cache_memory_bytes: size of the KV cache; None is half of the free memory at most.
+        enable_prefix_caching: reuse the KV blocks of equal prefixes.
+        enable_chunked_prefill: cut a long prompt into steps; False computes each prompt in one.
+        long_prefill_token_threshold: most tokens of one prompt in a step; 0 is no such limit.
+        scheduling_policy: "fcfs" or "priority" (lower number first, then arrival).
+        max_logprobs: most logprobs a request may ask for; -1 is the whole vocabulary.
+        seed: of the noise of requests that bring no seed.
+        threads: of the native library; None is every core the process may use.
+        trust_remote_code: accepted for compatibility; code from checkpoints is never run.
+    """
+
+    model: str | None = None
+    tokenizer: str | None = None
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    scheduling_policy: str = "fcfs"
+    max_logprobs: int = 20
+    seed: int | None = 0
+    threads: int | None = None
+    revision: str | None = None
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding: the checkpoint's `rope_scaling` (or `rope_parameters`) as given."""
+
+    theta: float = 10000.0
+    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
+    rotary_dim: int = 0
+    scaling: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Facts of a decoder that the engine and every model family need.
+
+    `hf` is the checkpoint's whole config.json (a GGUF file's metadata under the same names), for
+    what only one family knows.
+    """
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    norm_eps: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    rope: RopeConfig
+    hf: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Shape of the paged KV cache. `num_blocks` does not count anything reserved: all are usable."""
+
+    block_size: int
+    num_blocks: int
+    enable_prefix_caching: bool
+
+    @property
+    def num_slots(self) -> int:
+        return self.block_size * self.num_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Limits and policy of the scheduler."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    policy: Literal["fcfs", "priority"] = "fcfs"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything the engine knows when it starts."""
+
+    model_name: str
+    model: ModelConfig
+    cache: CacheConfig
+    scheduler: SchedulerConfig
+    dtype: Literal["bfloat16", "float32"]
+    threads: int
+    seed: int
+    max_logprobs: int
+
+
+def resolve(
+    args: EngineArgs,
+    model_name: str,
+    hf_config: Mapping[str, Any],
+    weight_bytes: int,
+    free_memory_bytes: int,
+) -> EngineConfig:
+    """Turn flags and checkpoint facts into the engine's configuration.
+
+    Args:
+        hf_config: the checkpoint's config.json.
+        weight_bytes: memory that the weights will take.
+        free_memory_bytes: memory that the process may still take, before the weights are loaded.
+
+    Raises:
+        ConfigError: a flag has a value that cannot work.
+        InsufficientMemoryError: the weights, or a useful KV cache, do not fit.
+    """
+    dtype = _dtype(args.dtype)
+    _check_limits(args)
+    model = parse_model_config(hf_config)
+    max_model_len = _max_model_len(args, model)
+    num_blocks = _num_blocks(args, model, dtype, max_model_len, free_memory_bytes - weight_bytes)
+    max_model_len = _fit_context(args, max_model_len, num_blocks)
+    if not args.enable_chunked_prefill and args.max_num_batched_tokens < max_model_len:
+        raise ConfigError(
+            f"max_num_batched_tokens ({args.max_num_batched_tokens}) must be at least max_model_len "
+            f"({max_model_len}) when chunked prefill is off: raise it or set --enable-chunked-prefill."
+        )
+    return EngineConfig(
+        model_name=model_name,
+        model=model,
+        cache=CacheConfig(args.block_size, num_blocks, args.enable_prefix_caching),
+        scheduler=SchedulerConfig(
+            max_num_seqs=args.max_num_seqs,
+            max_num_batched_tokens=args.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            enable_chunked_prefill=args.enable_chunked_prefill,
+            long_prefill_token_threshold=args.long_prefill_token_threshold,
+            policy="priority" if args.scheduling_policy == "priority" else "fcfs",
+        ),
+        dtype="float32" if dtype == "float32" else "bfloat16",
+        threads=args.threads or usable_cores(),
+        seed=args.seed if args.seed is not None else int.from_bytes(os.urandom(7), "little"),
+        max_logprobs=args.max_logprobs,
+    )
+
+
+def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
+    """Bytes that one token takes in the KV cache, all layers together.
+
+    The kernels keep heads padded to 16 values.
+    """
+    padded_head = -(-model.head_dim // 16) * 16
+    return 2 * model.num_layers * model.num_kv_heads * padded_head * DTYPE_BYTES[dtype]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, by affinity and by the cgroup's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: what the system has available, and what its cgroup allows."""
+    available = 1 << 62
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    for limit_file, usage_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            available = min(available, int(Path(limit_file).read_text()) - int(Path(usage_file).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(available, 0)
+
+
+def parse_model_config(hf: Mapping[str, Any]) -> ModelConfig:
+    """Read the facts every decoder has from a config.json.
+
+    Raises:
+        UnsupportedModelError: no architecture is named, or its rotary scaling is unknown.
+        CorruptCheckpointError: a size is missing or makes no sense.
+    """
+    architectures = hf.get("architectures")
+    if not isinstance(architectures, (list, tuple)) or not architectures or not isinstance(architectures[0], str):
+        raise UnsupportedModelError("The checkpoint's config.json names no architecture, so no model can be chosen.")
+    hidden_size = _size(hf, "hidden_size")
+    num_heads = _size(hf, "num_attention_heads")
+    num_kv_heads = _size(hf, "num_key_value_heads", num_heads)
+    head_dim = _size(hf, "head_dim", hidden_size // num_heads)
+    if num_heads % num_kv_heads or head_dim % 2:
+        raise CorruptCheckpointError(
+            f"The checkpoint's config.json is inconsistent: {num_heads} attention heads, "
+            f"{num_kv_heads} key-value heads, {head_dim} values a head."
+        )
+    return ModelConfig(
+        architecture=architectures[0],
+        hidden_size=hidden_size,
+        intermediate_size=_size(hf, "intermediate_size"),
+        num_layers=_size(hf, "num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        vocab_size=_size(hf, "vocab_size"),
+        norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+        max_position_embeddings=_size(hf, "max_position_embeddings", 2048),
+        tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        rope=_rope(hf, head_dim),
+        hf=hf,
+    )
+
+
+def _rope(hf: Mapping[str, Any], head_dim: int) -> RopeConfig:
+    """Both spellings: `rope_theta` + `rope_scaling`, and Transformers 5's `rope_parameters`."""
+    scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in ("default", "linear", "dynamic", "llama3", "yarn"):
+        raise UnsupportedModelError(f"The checkpoint's rotary scaling {kind!r} is not supported.")
+    theta = float(scaling.get("rope_theta") or hf.get("rope_theta") or 10000.0)
+    partial = float(scaling.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0)
+    return RopeConfig(theta, kind, int(head_dim * partial), MappingProxyType(scaling))
+
+
+def _size(hf: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = hf.get(name)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise CorruptCheckpointError(f"The checkpoint's config.json has no usable {name!r} (found {value!r}).")
+    return value
+
+
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} cannot be used here: choose auto, bfloat16 or float32 with --dtype.")
+    return DTYPES[name]
+
+
+def _check_limits(args: EngineArgs) -> None:
+    for name, low in (("max_num_seqs", 1), ("max_num_batched_tokens", 1), ("threads", 1), ("max_model_len", 1)):
+        value = getattr(args, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            raise ConfigError(f"{name} must be an integer of at least {low}, not {value!r}.")
+    if not isinstance(args.block_size, int) or args.block_size < BLOCK_MULTIPLE or args.block_size % BLOCK_MULTIPLE:
+        raise ConfigError(f"block_size must be a multiple of {BLOCK_MULTIPLE}, not {args.block_size!r}.")
+    if args.scheduling_policy not in ("fcfs", "priority"):
+        raise ConfigError(f"scheduling_policy must be fcfs or priority, not {args.scheduling_policy!r}.")
+    if args.max_logprobs < -1:
+        raise ConfigError(f"max_logprobs must be -1 or more, not {args.max_logprobs}.")
+    if args.long_prefill_token_threshold < 0:
+        raise ConfigError("long_prefill_token_threshold must be 0 (no limit) or more.")
+
+
+def _max_model_len(args: EngineArgs, model: ModelConfig) -> int:
+    longest = model.max_position_embeddings
+    scaling = model.rope.scaling
+    if model.rope.kind in ("linear", "dynamic") and "factor" in scaling:
+        longest = max(longest, int(longest * float(scaling["factor"])))
+    elif model.rope.kind == "yarn" and "original_max_position_embeddings" in scaling:
+        original = int(scaling["original_max_position_embeddings"])
+        longest = max(longest, int(original * float(scaling.get("factor", 1.0))))
+    if args.max_model_len is None:
+        return longest
+    if args.max_model_len > longest:
+        raise ConfigError(
+            f"max_model_len ({args.max_model_len}) is more than the {longest} positions the model was made for: "
+            f"lower --max-model-len."
+        )
+    return args.max_model_len
+
+
+def _num_blocks(args: EngineArgs, model: ModelConfig, dtype: str, max_model_len: int, free_bytes: int) -> int:
+    block_bytes = kv_bytes_per_token(model, dtype) * args.block_size
+    if free_bytes <= 0:
+        raise InsufficientMemoryError(
+            "The model's weights alone need more memory than is free: free some or choose a smaller model."
+        )
+    if args.kv_cache_memory_bytes is not None:
+        budget = args.kv_cache_memory_bytes
+        if budget > free_bytes:
+            raise InsufficientMemoryError(
+                f"kv_cache_memory_bytes ({budget:,}) is more than the {free_bytes:,} bytes that are free beside the "
+                f"weights: lower --kv-cache-memory-bytes."
+            )
+        most = budget // block_bytes
+    else:
+        budget = int(free_bytes * DEFAULT_MEMORY_SHARE)
+        most = args.max_num_seqs * -(-max_model_len // args.block_size)
+    num_blocks = min(budget // block_bytes, most)
+    if num_blocks < 1:
+        raise InsufficientMemoryError(
+            f"A KV cache of {budget:,} bytes does not hold one block of {block_bytes:,} bytes: raise "
+            f"--kv-cache-memory-bytes or lower --block-size."
+        )
+    return num_blocks
+
+
+def _fit_context(args: EngineArgs, max_model_len: int, num_blocks: int) -> int:
+    """A cache smaller than the context shortens the context, unless the user insisted on its length."""
+    capacity = num_blocks * args.block_size
+    if capacity >= max_model_len:
+        return max_model_len
+    if args.max_model_len is not None:
+        raise InsufficientMemoryError(
+            f"The KV cache holds {capacity} tokens, fewer than max_model_len ({max_model_len}): raise "
+            f"--kv-cache-memory-bytes or lower --max-model-len."
+        )
+    return capacity
+
+
+def engine_args(options: Mapping[str, Any]) -> EngineArgs:
+    """Build `EngineArgs` from keyword options.
+
+    Raises:
+        ConfigError: an option has no such name.
+    """
+    known = {name: value for name, value in options.items() if name in EngineArgs.__dataclass_fields__}
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"Unknown engine argument {unknown[0]!r}: the known ones are those of EngineArgs.")
+    return replace(EngineArgs(), **known)

@@ -1,0 +1,72 @@
+"""The exceptions that users see.
+
+    InterleafError
+    ├── ConfigError                  (ValueError)    a flag or argument has a value that cannot work
+    ├── CheckpointError              (ValueError)    the model's files cannot be used
+    │   ├── CheckpointNotFoundError  (also FileNotFoundError)  no such file, directory or model name
+    │   ├── CorruptCheckpointError   truncated, inconsistent or hostile files
+    │   └── UnsupportedModelError    well-formed, but nothing here can run it
+    ├── RequestError                 (ValueError)    one request is wrong; the engine is unharmed
+    │   ├── ParameterError           a sampling parameter is out of range or of the wrong type
+    │   └── PromptTooLongError       the prompt leaves no room in the context
+    ├── InsufficientMemoryError      (MemoryError)   not enough memory for what was asked
+    └── EngineError                  (RuntimeError)  a fault of ours, not of the input
+        └── EngineDeadError          the engine has stopped and takes no more requests
+
+Every message is one sentence that names the cause and the remedy. Errors of third-party libraries
+are turned into these where they are called, and never reach a user bare.
+"""
+
+from __future__ import annotations
+
+
+class InterleafError(Exception):
+    """Base of everything interleaf raises on purpose."""
+
+
+class ConfigError(InterleafError, ValueError):
+    """A flag or argument has a value that cannot work."""
+
+
+class CheckpointError(InterleafError, ValueError):
+    """The model's files cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such file, directory or model name."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A checkpoint file is truncated, contradicts itself, or points outside of itself."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """The checkpoint is well-formed, but its architecture or format is not implemented."""
+
+
+class RequestError(InterleafError, ValueError):
+    """One request is wrong. `param` names the offending field where there is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ParameterError(RequestError):
+    """A sampling parameter is out of range or of the wrong type."""
+
+
+class PromptTooLongError(RequestError):
+    """The prompt does not fit the context."""
+
+
+class InsufficientMemoryError(InterleafError, MemoryError):
+    """There is not enough memory for what was asked."""
+
+
+class EngineError(InterleafError, RuntimeError):
+    """A fault of the engine, not of its input."""
+
+
+class EngineDeadError(EngineError):
+    """The engine has stopped and takes no more requests."""

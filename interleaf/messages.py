@@ -1,0 +1,164 @@
+"""The structs that cross a process border, and those that core and worker exchange.
+
+They are msgspec structs encoded as arrays: small on the wire, fast to build. Direction of travel:
+
+    frontend --EngineRequest--> core --SchedulerOutput--> worker
+    frontend <--EngineOutputs-- core <----StepOutput----- worker
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+from interleaf.params import SamplingParams
+
+
+class FinishReason(IntEnum):
+    """Why a sequence ended; `str()` gives the word that OpenAI's API uses."""
+
+    STOP = 0
+    LENGTH = 1
+    ABORT = 2
+    ERROR = 3
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class EngineRequest(msgspec.Struct, array_like=True, omit_defaults=True):
+    """One prompt on its way into the engine.
+
+    `request_id` is unique in the engine's lifetime (the frontend makes it; the caller's own id
+    stays there). `params.seed` is set. Sequence i of `params.n` samples with `params.seed + i`.
+    `resumed_token_ids` holds, per sequence, the output tokens that were already delivered: a
+    replay after an engine died goes on behind them.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: list[int] = []
+    bad_word_token_ids: list[list[int]] = []
+    priority: int = 0
+    arrival_time: float = 0.0
+    cache_salt: str | None = None
+    resumed_token_ids: list[list[int]] | None = None
+
+
+class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
+    """A sequence that the worker does not hold yet: just admitted, resumed, or forked.
+
+    `token_ids` is the prompt and whatever was generated before a preemption. `block_ids` is the
+    whole block table. A fork (`fork_of` set) is given no tokens to compute in this step: it
+    samples from the logits of its parent's last token.
+    """
+
+    sequence_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    block_ids: list[int]
+    params: SamplingParams
+    seed: int
+    eos_token_ids: list[int] = []
+    bad_word_token_ids: list[list[int]] = []
+    num_prompt_logprobs_done: int = 0
+    fork_of: str | None = None
+
+
+class BlockTableUpdate(msgspec.Struct, array_like=True):
+    """Overwrites a sequence's block table from entry `start` on (new blocks, copied blocks)."""
+
+    sequence_id: str
+    start: int
+    block_ids: list[int]
+
+
+class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
+    """What the worker shall do in one step, as a difference to the step before.
+
+    Applied in this order: removals, new requests, block table updates, block copies; then
+    `num_scheduled_tokens[sequence_id]` further tokens of each named sequence are computed. A
+    sequence whose tokens are then all computed samples its next token.
+    """
+
+    step: int
+    num_scheduled_tokens: dict[str, int]
+    new_requests: list[NewRequest] = []
+    block_table_updates: list[BlockTableUpdate] = []
+    block_copies: list[tuple[int, int]] = []
+    removed_sequence_ids: list[str] = []
+    total_num_scheduled_tokens: int = 0
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True):
+    """Logprobs at one position: first the sampled (or prompt) token, then the likeliest ones.
+
+    `rank` is the sampled token's, from 1.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int
+
+
+class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
+    """What a step produced: tokens by sequence, and logprobs where they were asked for.
+
+    `prompt_logprobs[sequence_id]` is `(start, entries)`: the entries of prompt positions start,
+    start + 1, ... (position p's entry tells of prompt token p, given the tokens before it; there
+    is none for position 0).
+    """
+
+    step: int
+    sampled_token_ids: dict[str, list[int]]
+    logprobs: dict[str, list[TokenLogprobs]] = {}
+    prompt_logprobs: dict[str, tuple[int, list[TokenLogprobs]]] = {}
+
+
+class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
+    """News of one sequence (`index` of its request) since the last message."""
+
+    request_id: str
+    index: int
+    new_token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
+    """Gauges (as they are now) and counters (since the engine started)."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_used_token_slots: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    num_generation_tokens: int = 0
+    num_steps: int = 0
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the blocks that live sequences hold, 0 to 1."""
+        return 1.0 - self.num_free_blocks / self.num_blocks if self.num_blocks else 0.0
+
+
+class EngineOutputs(msgspec.Struct, array_like=True, omit_defaults=True):
+    """All news of one step."""
+
+    outputs: list[EngineOutput] = []
+    stats: SchedulerStats | None = None
