@@ -1,0 +1,1 @@
+"""Reading checkpoints: safetensors, GGUF, the hub, and the built-in model."""
