@@ -1,0 +1,20 @@
+// Instruction levels: each kernel file is compiled once per level, and one level is chosen at start.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace interleaf {
+
+// Ordered: a machine that has a level has every level before it.
+enum class Level { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+
+const char* level_name(Level level);
+
+// The levels this machine can run, best last. Asks the kernel for AMX tile state where the CPU has it.
+std::vector<Level> usable_levels();
+
+// The level named `name`; throws std::invalid_argument when this machine cannot run it.
+Level parse_level(const std::string& name);
+
+}  // namespace interleaf

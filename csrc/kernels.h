@@ -1,0 +1,144 @@
+// What a kernel is given, and the table of kernels of one instruction level.
+//
+// Letters in shapes: T tokens of the step, S sequences, L rows of logits, H query heads, G key-value heads,
+// D values a head (Dp: rounded up to 16), V words, N outputs and K inputs of a linear layer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace interleaf {
+
+enum class DType : int32_t { kF32 = 0, kBf16 = 1 };
+
+constexpr int kPanelColumns = 32;   // columns of a weight that lie together
+constexpr int kKeyGroup = 16;       // keys whose scores fill one register
+constexpr int kAttentionChunk = 256;  // keys of one softmax: cuts lie at multiples of this in every sequence
+
+// The part of one thread in a job, and memory of its own to work in.
+struct Worker {
+  int thread;
+  int num_threads;
+  char* scratch;
+};
+constexpr size_t kScratchBytes = size_t{8} << 20;
+
+// y = x . W^T (+ bias), then by `epilogue`: stored; added to y; or silu(gate) * up of interleaved columns.
+// Every output is one sum over k in ascending order, whatever the number of rows or threads.
+enum class Epilogue : int32_t { kStore = 0, kAdd = 1, kSiluMul = 2 };
+struct LinearArgs {
+  const void* x;       // [rows, K], x_type
+  const void* weight;  // panels of 32 columns: bf16 [N/32][K/2][32][2], f32 [N/32][K][32]
+  const float* bias;   // [N] or null
+  void* y;             // [rows, N] (kSiluMul: [rows, N/2]), y_type
+  int32_t n, k;
+  DType x_type, weight_type, y_type;
+  Epilogue epilogue;
+};
+
+// y = x / sqrt(mean(x^2) + eps) * weight. (Zhang & Sennrich 2019.) Row i reads row row_index[i] when given.
+struct RmsNormArgs {
+  const float* x;  // [rows, width]
+  const float* weight;
+  void* y;
+  const int32_t* row_index;
+  int32_t width;
+  float eps;
+  DType y_type;
+};
+
+// y[i] = row ids[i] of a table that is packed as a linear weight with one row a column.
+struct EmbeddingArgs {
+  const int32_t* ids;
+  const void* table;
+  float* y;  // [T, width]
+  int32_t width;
+  DType table_type;
+};
+
+// Splits qkv into heads, normalizes q and k (where weights are given), rotates them, writes q to `q` and k and v
+// to the paged cache. Rotation pairs dimension i with i + rotary_dim / 2. (Su et al. 2021.)
+struct RotaryCacheArgs {
+  const float* qkv;  // [T, (H + 2 G) D]
+  void* q;           // [T, H D], type
+  void* k_cache;     // [blocks][G][block/16] then bf16 [Dp/2][16][2], f32 [Dp][16]
+  void* v_cache;     // [blocks][G] then bf16 [block/2][Dp][2], f32 [block][Dp]
+  const float* q_norm;
+  const float* k_norm;
+  const float* cos_sin;  // [positions, rotary_dim]: the cosines, then the sines
+  const int32_t* positions;
+  const int32_t* slots;  // block * block_size + offset
+  int32_t num_heads, num_kv_heads, head_dim, rotary_dim, block_size;
+  float eps;
+  DType type;
+};
+
+// Causal attention of each sequence's new tokens over its paged cache (Kwon et al. 2023), prefill and decode rows
+// alike. A sequence is cut at multiples of kAttentionChunk keys; each chunk is a softmax of its own and chunks are
+// merged in ascending order (Dao 2023, Milakov & Gimelshein 2018), so that a row's sums do not depend on what is
+// computed beside it.
+struct AttentionArgs {
+  const void* q;  // [T, H D], type
+  void* y;        // [T, H D], type
+  const void* k_cache;
+  const void* v_cache;
+  const int32_t* block_tables;     // [rows of the batch, block_table_stride]
+  const int32_t* sequence_rows;    // [S]: row of the batch
+  const int32_t* query_start;      // [S + 1]: first token of each sequence in T
+  const int32_t* context_lengths;  // [S]: keys of each sequence, this step's included
+  int64_t block_table_stride;
+  int32_t num_heads, num_kv_heads, head_dim, block_size;
+  int32_t window;  // keys a query sees, itself included; 0 is all
+  float scale;
+  DType type;
+};
+
+// How to pick each row's next token. Noise is one uniform number per (seed, position).
+struct SampleArgs {
+  const float* logits;  // [L, V]
+  const float* temperatures;  // [L]; 0 is greedy
+  const int32_t* top_k;       // [L]; 0 keeps all
+  const float* top_p;         // [L]
+  const float* min_p;         // [L]
+  const uint64_t* seeds;      // [L]
+  const int32_t* positions;   // [L]: of the token that is sampled
+  int32_t* tokens;            // [L]
+  int32_t vocab_size;
+};
+
+// Log-probabilities of a chosen token and of the likeliest ones, of selected rows.
+struct LogprobsArgs {
+  const float* logits;       // [L, V]
+  const int32_t* rows;       // [n]: rows of logits
+  const int32_t* tokens;     // [n]: chosen token of each
+  const int32_t* num_top;    // [n]: how many of the likeliest
+  float* chosen_logprobs;    // [n]
+  int32_t* chosen_ranks;     // [n], from 1
+  int32_t* top_tokens;       // [n, top_stride], likeliest first, ties by lower token id
+  float* top_logprobs;       // [n, top_stride]
+  int32_t top_stride;
+  int32_t vocab_size;
+};
+
+struct KernelTable {
+  void (*linear)(const LinearArgs&, int rows, const Worker&);
+  void (*rms_norm)(const RmsNormArgs&, int rows, const Worker&);
+  void (*embedding)(const EmbeddingArgs&, int rows, const Worker&);
+  void (*rotary_cache)(const RotaryCacheArgs&, int rows, const Worker&);
+  void (*attention)(const AttentionArgs&, int num_sequences, const Worker&);
+  void (*sample)(const SampleArgs&, int rows, const Worker&);
+  void (*logprobs)(const LogprobsArgs&, int rows, const Worker&);
+};
+
+#define INTERLEAF_DECLARE_TABLE(level) \
+  namespace level {                    \
+  extern const KernelTable kTable;     \
+  }
+INTERLEAF_DECLARE_TABLE(portable)
+INTERLEAF_DECLARE_TABLE(avx2)
+INTERLEAF_DECLARE_TABLE(avx512)
+INTERLEAF_DECLARE_TABLE(avx512_bf16)
+INTERLEAF_DECLARE_TABLE(amx)
+#undef INTERLEAF_DECLARE_TABLE
+
+}  // namespace interleaf

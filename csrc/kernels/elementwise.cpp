@@ -1,0 +1,151 @@
+#include "level.h"
+
+namespace interleaf::INTERLEAF_LEVEL {
+
+namespace {
+
+// Sum of squares in sixteen lanes, then in a fixed tree.
+INTERLEAF_INLINE float sum_of_squares(const float* x, int width) {
+  F32x16 sum = broadcast(0.0f);
+  int i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    const F32x16 v = load(x + i);
+    sum = fma(v, v, sum);
+  }
+  if (i < width) {
+    const F32x16 v = load_partial(x + i, width - i);
+    sum = fma(v, v, sum);
+  }
+  return reduce_add(sum);
+}
+
+template <typename Y>
+INTERLEAF_INLINE void normalize_row(const float* x, const float* weight, Y* y, int width, float eps) {
+  const float mean = sum_of_squares(x, width) / static_cast<float>(width);
+  const F32x16 scale = broadcast(1.0f / __builtin_sqrtf(mean + eps));
+  int i = 0;
+  for (; i + kLanes <= width; i += kLanes) store(y + i, load(x + i) * scale * load(weight + i));
+  if (i < width)
+    store_partial(y + i, load_partial(x + i, width - i) * scale * load_partial(weight + i, width - i), width - i);
+}
+
+template <typename Y>
+void rms_norm_rows(const RmsNormArgs& args, Range rows) {
+  for (int row = rows.begin; row < rows.end; ++row) {
+    const int source = args.row_index ? args.row_index[row] : row;
+    normalize_row(args.x + static_cast<ptrdiff_t>(source) * args.width, args.weight,
+                  static_cast<Y*>(args.y) + static_cast<ptrdiff_t>(row) * args.width, args.width, args.eps);
+  }
+}
+
+// One head: normalized (when weights are given) and rotated, in `head`.
+INTERLEAF_INLINE void prepare_head(const RotaryCacheArgs& args, const float* source, const float* norm, int position,
+                                   float* head) {
+  if (norm) {
+    normalize_row(source, norm, head, args.head_dim, args.eps);
+  } else {
+    std::memcpy(head, source, sizeof(float) * static_cast<size_t>(args.head_dim));
+  }
+  const int half = args.rotary_dim / 2;
+  const float* cosines = args.cos_sin + static_cast<ptrdiff_t>(position) * args.rotary_dim;
+  const float* sines = cosines + half;
+  for (int i = 0; i < half; ++i) {
+    const float a = head[i], b = head[half + i];
+    head[i] = a * cosines[i] - b * sines[i];
+    head[half + i] = b * cosines[i] + a * sines[i];
+  }
+}
+
+INTERLEAF_INLINE void convert(float value, float* to) { *to = value; }
+INTERLEAF_INLINE void convert(float value, bf16* to) { *to = to_bf16(value); }
+
+// Key: values of one token lie `kKeyGroup` (pairs: 2 * kKeyGroup) apart.
+template <typename T>
+INTERLEAF_INLINE void write_key(const float* head, int head_dim, int padded, int offset, T* group) {
+  constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
+  for (int d = 0; d < padded; ++d)
+    convert(d < head_dim ? head[d] : 0.0f, group + (d / kPair) * kKeyGroup * kPair + offset * kPair + d % kPair);
+}
+
+// Value: tokens lie in pairs for bf16. The first of a pair clears its partner, whose bits would otherwise be an
+// earlier owner's: a NaN there, times a probability of zero, is NaN.
+template <typename T>
+INTERLEAF_INLINE void write_value(const float* head, int head_dim, int padded, int offset, T* block) {
+  if constexpr (sizeof(T) == 2) {
+    T* pair = block + static_cast<ptrdiff_t>(offset / 2) * padded * 2;
+    for (int d = 0; d < padded; ++d) {
+      convert(d < head_dim ? head[d] : 0.0f, pair + 2 * d + offset % 2);
+      if (offset % 2 == 0) pair[2 * d + 1] = 0;
+    }
+  } else {
+    T* row = block + static_cast<ptrdiff_t>(offset) * padded;
+    for (int d = 0; d < padded; ++d) convert(d < head_dim ? head[d] : 0.0f, row + d);
+  }
+}
+
+template <typename T>
+void rotary_cache_rows(const RotaryCacheArgs& args, Range rows) {
+  alignas(64) float head[1024];
+  const int d = args.head_dim, padded = round_up(d, kLanes);
+  const int heads = args.num_heads, kv_heads = args.num_kv_heads;
+  for (int row = rows.begin; row < rows.end; ++row) {
+    const float* qkv = args.qkv + static_cast<ptrdiff_t>(row) * (heads + 2 * kv_heads) * d;
+    T* q = static_cast<T*>(args.q) + static_cast<ptrdiff_t>(row) * heads * d;
+    for (int h = 0; h < heads; ++h) {
+      prepare_head(args, qkv + h * d, args.q_norm, args.positions[row], head);
+      for (int i = 0; i < d; ++i) convert(head[i], q + h * d + i);
+    }
+    const int block = args.slots[row] / args.block_size, offset = args.slots[row] % args.block_size;
+    for (int g = 0; g < kv_heads; ++g) {
+      const ptrdiff_t base = (static_cast<ptrdiff_t>(block) * kv_heads + g) * args.block_size * padded;
+      prepare_head(args, qkv + (heads + g) * d, args.k_norm, args.positions[row], head);
+      T* group = static_cast<T*>(args.k_cache) + base + static_cast<ptrdiff_t>(offset / kKeyGroup) * kKeyGroup * padded;
+      write_key(head, d, padded, offset % kKeyGroup, group);
+      write_value(qkv + (heads + kv_heads + g) * d, d, padded, offset, static_cast<T*>(args.v_cache) + base);
+    }
+  }
+}
+
+template <typename T>
+void embedding_rows(const EmbeddingArgs& args, Range rows) {
+  constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
+  const size_t panel_values = size_t{kPanelColumns} * static_cast<size_t>(round_up(args.width, kPair));
+  for (int row = rows.begin; row < rows.end; ++row) {
+    const int id = args.ids[row];
+    const T* column = static_cast<const T*>(args.table) + panel_values * static_cast<size_t>(id / kPanelColumns) +
+                      (id % kPanelColumns) * kPair;
+    float* y = args.y + static_cast<ptrdiff_t>(row) * args.width;
+    for (int k = 0; k < args.width; ++k) y[k] = to_float(column[(k / kPair) * kPanelColumns * kPair + k % kPair]);
+  }
+}
+
+}  // namespace
+
+void rms_norm(const RmsNormArgs& args, int rows, const Worker& worker) {
+  const Range part = part_of(rows, worker);
+  if (args.y_type == DType::kF32) {
+    rms_norm_rows<float>(args, part);
+  } else {
+    rms_norm_rows<bf16>(args, part);
+  }
+}
+
+void rotary_cache(const RotaryCacheArgs& args, int rows, const Worker& worker) {
+  const Range part = part_of(rows, worker);
+  if (args.type == DType::kF32) {
+    rotary_cache_rows<float>(args, part);
+  } else {
+    rotary_cache_rows<bf16>(args, part);
+  }
+}
+
+void embedding(const EmbeddingArgs& args, int rows, const Worker& worker) {
+  const Range part = part_of(rows, worker);
+  if (args.table_type == DType::kF32) {
+    embedding_rows<float>(args, part);
+  } else {
+    embedding_rows<bf16>(args, part);
+  }
+}
+
+}  // namespace interleaf::INTERLEAF_LEVEL

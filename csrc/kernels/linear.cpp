@@ -1,0 +1,150 @@
+#include "product.h"
+
+#include "tiles.h"
+
+namespace interleaf::INTERLEAF_LEVEL {
+
+namespace {
+
+// Activations of this many bytes stay in the second-level cache while all panels pass over them.
+constexpr int kActivationBytes = 512 << 10;
+
+template <typename Y>
+INTERLEAF_INLINE void finish_column_group(const LinearArgs& args, Y* y, F32x16 sum, int column) {
+  const int count = lower(kLanes, args.n - column);
+  if (count <= 0) return;
+  if (args.bias) sum = sum + load_partial(args.bias + column, count);
+  if (args.epilogue == Epilogue::kAdd) sum = sum + load_partial(y + column, count);
+  if (count == kLanes) {
+    store(y + column, sum);
+  } else {
+    store_partial(y + column, sum, count);
+  }
+}
+
+// Writes one row's 32 sums of a panel.
+template <typename Y>
+INTERLEAF_INLINE void finish(const LinearArgs& args, int row, int panel, F32x16 low, F32x16 high) {
+  if (args.epilogue == Epilogue::kSiluMul) {
+    const int width = args.n / 2, column = panel * kLanes;
+    Y* y = static_cast<Y*>(args.y) + static_cast<ptrdiff_t>(row) * width + column;
+    if (args.bias) {
+      low = low + load(args.bias + panel * kPanelColumns);
+      high = high + load(args.bias + panel * kPanelColumns + kLanes);
+    }
+    const F32x16 gated = silu(low) * high;
+    if (column + kLanes <= width) {
+      store(y, gated);
+    } else {
+      store_partial(y, gated, width - column);
+    }
+    return;
+  }
+  Y* y = static_cast<Y*>(args.y) + static_cast<ptrdiff_t>(row) * args.n;
+  finish_column_group(args, y, low, panel * kPanelColumns);
+  finish_column_group(args, y, high, panel * kPanelColumns + kLanes);
+}
+
+template <typename A, typename B>
+INTERLEAF_INLINE size_t panel_values(int k) {
+  return size_t{kPanelColumns} * static_cast<size_t>(sizeof(B) == 2 ? round_up(k, 2) : k);
+}
+
+// Rows [first, first + rows) of one panel.
+template <typename A, typename B, typename Y>
+void panel_rows(const LinearArgs& args, const A* a, int first, int rows, int panel) {
+  const B* weight = static_cast<const B*>(args.weight) + panel_values<A, B>(args.k) * static_cast<size_t>(panel);
+  constexpr int kStride = sizeof(B) == 2 ? 2 * kPanelColumns : kPanelColumns;
+  const auto columns = [weight](int j) __attribute__((always_inline)) {
+    const B* row = weight + static_cast<ptrdiff_t>(j) * kStride;
+    return Columns<B>{row, row + kStride / 2};
+  };
+  for_row_blocks(rows, [&]<int M>(int begin) __attribute__((always_inline)) {
+    F32x16 sum[M][2];
+    clear<M>(sum);
+    product<M>(a + static_cast<ptrdiff_t>(begin) * args.k, args.k, args.k, columns, static_cast<const B*>(nullptr), sum);
+#pragma GCC unroll 12
+    for (int r = 0; r < M; ++r) finish<Y>(args, first + begin + r, panel, sum[r][0], sum[r][1]);
+  });
+}
+
+// bf16 rows as the level multiplies them: as they are, or widened into scratch.
+template <typename X>
+INTERLEAF_INLINE const Operand<X>* operand_rows(const X* x, size_t count, char* scratch) {
+  if constexpr (sizeof(X) == sizeof(Operand<X>)) {
+    return x;
+  } else {
+    float* wide = reinterpret_cast<float*>(scratch);
+    for (size_t i = 0; i < count; ++i) wide[i] = to_float(x[i]);
+    return wide;
+  }
+}
+
+template <typename X, typename B, typename Y>
+void linear_typed(const LinearArgs& args, int rows, const Worker& worker) {
+  const int padded = args.epilogue == Epilogue::kSiluMul ? round_up(args.n / 2, kLanes) * 2 : args.n;
+  const Range panels = part_of((padded + kPanelColumns - 1) / kPanelColumns, worker);
+  const int row_bytes = args.k * static_cast<int>(sizeof(Operand<X>));
+  const int step = higher(1, lower(kActivationBytes / row_bytes, 384) / kMaxRows) * kMaxRows;
+  for (int first = 0; first < rows; first += step) {
+    const int count = lower(step, rows - first);
+    const X* x = static_cast<const X*>(args.x) + static_cast<ptrdiff_t>(first) * args.k;
+    const Operand<X>* a = operand_rows(x, static_cast<size_t>(count) * args.k, worker.scratch);
+    for (int panel = panels.begin; panel < panels.end; ++panel)
+      panel_rows<Operand<X>, B, Y>(args, a, first, count, panel);
+  }
+}
+
+#if defined(__AMX_BF16__)
+// The same on tile registers: 32 rows by one panel at a time, 32 values of k an instruction.
+template <typename Y>
+void linear_tiles(const LinearArgs& args, int rows, const Worker& worker) {
+  const int padded = args.epilogue == Epilogue::kSiluMul ? round_up(args.n / 2, kLanes) * 2 : args.n;
+  const Range panels = part_of((padded + kPanelColumns - 1) / kPanelColumns, worker);
+  const int step = higher(1, lower(kActivationBytes / (args.k * 2), 512) / kTileRows2) * kTileRows2;
+  float* sums = reinterpret_cast<float*>(worker.scratch);
+  TileShape shape;
+  for (int first = 0; first < rows; first += step) {
+    const int last = lower(first + step, rows);
+    for (int panel = panels.begin; panel < panels.end; ++panel) {
+      const bf16* weight =
+          static_cast<const bf16*>(args.weight) + panel_values<bf16, bf16>(args.k) * static_cast<size_t>(panel);
+      for (int row = first; row < last; row += kTileRows2) {
+        const int count = lower(kTileRows2, last - row);
+        shape.set_rows(count);
+        tile_product(static_cast<const bf16*>(args.x) + static_cast<ptrdiff_t>(row) * args.k, args.k, weight, args.k,
+                     count, sums);
+        for (int r = 0; r < count; ++r)
+          finish<Y>(args, row + r, panel, load(sums + r * kPanelColumns), load(sums + r * kPanelColumns + kLanes));
+      }
+    }
+  }
+}
+#endif
+
+template <typename X, typename B>
+void linear_to(const LinearArgs& args, int rows, const Worker& worker) {
+  if (args.y_type == DType::kF32) {
+    linear_typed<X, B, float>(args, rows, worker);
+  } else {
+    linear_typed<X, B, bf16>(args, rows, worker);
+  }
+}
+
+}  // namespace
+
+void linear(const LinearArgs& args, int rows, const Worker& worker) {
+  if (args.x_type == DType::kF32) {
+    if (args.weight_type == DType::kF32) return linear_to<float, float>(args, rows, worker);
+    return linear_to<float, bf16>(args, rows, worker);
+  }
+#if defined(__AMX_BF16__)
+  if (args.k % 32 == 0) {
+    if (args.y_type == DType::kF32) return linear_tiles<float>(args, rows, worker);
+    return linear_tiles<bf16>(args, rows, worker);
+  }
+#endif
+  linear_to<bf16, bf16>(args, rows, worker);
+}
+
+}  // namespace interleaf::INTERLEAF_LEVEL

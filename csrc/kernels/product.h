@@ -1,0 +1,144 @@
+// The inner product at the heart of the linear and attention kernels: M rows of A by 32 columns of B, kept in
+// registers, one sum over k in ascending order for each of the results.
+#pragma once
+
+#include "level.h"
+
+namespace interleaf::INTERLEAF_LEVEL {
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasBf16Product = true;
+#else
+constexpr bool kHasBf16Product = false;
+#endif
+
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 12;
+#elif defined(__AVX2__)
+constexpr int kMaxRows = 2;
+#else
+constexpr int kMaxRows = 1;
+#endif
+
+// What bf16 activations are multiplied as: bf16 where there is an instruction for it, else widened floats.
+template <typename T>
+struct OperandOf {
+  using Type = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct OperandOf<bf16> {
+  using Type = bf16;
+};
+#endif
+template <typename T>
+using Operand = typename OperandOf<T>::Type;
+
+// Two vectors of 16 columns, which need not lie side by side.
+template <typename T>
+struct Columns {
+  const T* low;
+  const T* high;
+};
+
+// A float32, B float32: `columns(k)` gives row k of B.
+template <int M, typename ColumnsOf>
+INTERLEAF_INLINE void product(const float* a, ptrdiff_t lda, int k_size, ColumnsOf columns, const float*,
+                              F32x16 (&sum)[M][2]) {
+  for (int k = 0; k < k_size; ++k) {
+    const Columns<float> b = columns(k);
+    const F32x16 low = load(b.low), high = load(b.high);
+#pragma GCC unroll 12
+    for (int r = 0; r < M; ++r) {
+      const F32x16 x = broadcast(a[r * lda + k]);
+      sum[r][0] = fma(x, low, sum[r][0]);
+      sum[r][1] = fma(x, high, sum[r][1]);
+    }
+  }
+}
+
+// A float32, B bf16 in pairs of k: `columns(j)` gives rows 2j and 2j + 1 of B. An odd last k has a partner of zeros
+// in B and none in A.
+template <int M, typename ColumnsOf>
+INTERLEAF_INLINE void product(const float* a, ptrdiff_t lda, int k_size, ColumnsOf columns, const bf16*,
+                              F32x16 (&sum)[M][2]) {
+  for (int j = 0; j < (k_size + 1) / 2; ++j) {
+    const Columns<bf16> b = columns(j);
+    const F32x16 even_low = load_even(b.low), even_high = load_even(b.high);
+#pragma GCC unroll 12
+    for (int r = 0; r < M; ++r) {
+      const F32x16 x = broadcast(a[r * lda + 2 * j]);
+      sum[r][0] = fma(x, even_low, sum[r][0]);
+      sum[r][1] = fma(x, even_high, sum[r][1]);
+    }
+    if (2 * j + 1 == k_size) break;
+    const F32x16 odd_low = load_odd(b.low), odd_high = load_odd(b.high);
+#pragma GCC unroll 12
+    for (int r = 0; r < M; ++r) {
+      const F32x16 x = broadcast(a[r * lda + 2 * j + 1]);
+      sum[r][0] = fma(x, odd_low, sum[r][0]);
+      sum[r][1] = fma(x, odd_high, sum[r][1]);
+    }
+  }
+}
+
+#if defined(__AVX512BF16__)
+// A bf16, B bf16 in pairs of k, two products a lane and instruction.
+template <int M, typename ColumnsOf>
+INTERLEAF_INLINE void product(const bf16* a, ptrdiff_t lda, int k_size, ColumnsOf columns, const bf16*,
+                              F32x16 (&sum)[M][2]) {
+  const auto step = [&](int j, auto pair_at) __attribute__((always_inline)) {
+    const Columns<bf16> b = columns(j);
+    const __m512bh low = (__m512bh)_mm512_loadu_si512(b.low);
+    const __m512bh high = (__m512bh)_mm512_loadu_si512(b.high);
+#pragma GCC unroll 12
+    for (int r = 0; r < M; ++r) {
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(pair_at(a + r * lda + 2 * j));
+      sum[r][0].v = _mm512_dpbf16_ps(sum[r][0].v, x, low);
+      sum[r][1].v = _mm512_dpbf16_ps(sum[r][1].v, x, high);
+    }
+  };
+  for (int j = 0; j < k_size / 2; ++j)
+    step(j, [](const bf16* pair) __attribute__((always_inline)) {
+      int bits;
+      std::memcpy(&bits, pair, 4);
+      return bits;
+    });
+  if (k_size % 2) step(k_size / 2, [](const bf16* last) __attribute__((always_inline)) { return int{*last}; });
+}
+#endif
+
+template <int M>
+INTERLEAF_INLINE void clear(F32x16 (&sum)[M][2]) {
+#pragma GCC unroll 12
+  for (int r = 0; r < M; ++r) sum[r][0] = sum[r][1] = broadcast(0.0f);
+}
+
+// Calls `body.template operator()<M>(first_row)` for blocks of M <= kMaxRows rows of nearly equal size.
+template <typename Body>
+INTERLEAF_INLINE void for_row_blocks(int rows, Body body) {
+  const int num_blocks = (rows + kMaxRows - 1) / kMaxRows;
+  for (int block = 0; block < num_blocks; ++block) {
+    const int begin = rows * block / num_blocks, end = rows * (block + 1) / num_blocks;
+    switch (end - begin) {
+      case 1: body.template operator()<1>(begin); break;
+#if defined(__AVX2__)
+      case 2: body.template operator()<2>(begin); break;
+#endif
+#if defined(__AVX512F__)
+      case 3: body.template operator()<3>(begin); break;
+      case 4: body.template operator()<4>(begin); break;
+      case 5: body.template operator()<5>(begin); break;
+      case 6: body.template operator()<6>(begin); break;
+      case 7: body.template operator()<7>(begin); break;
+      case 8: body.template operator()<8>(begin); break;
+      case 9: body.template operator()<9>(begin); break;
+      case 10: body.template operator()<10>(begin); break;
+      case 11: body.template operator()<11>(begin); break;
+      case 12: body.template operator()<12>(begin); break;
+#endif
+    }
+  }
+}
+
+}  // namespace interleaf::INTERLEAF_LEVEL

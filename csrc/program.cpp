@@ -1,0 +1,43 @@
+#include "program.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace interleaf {
+
+namespace {
+
+const KernelTable& table_of(Level level) {
+  switch (level) {
+#if defined(__x86_64__)
+    case Level::kAvx2: return avx2::kTable;
+    case Level::kAvx512: return avx512::kTable;
+    case Level::kAvx512Bf16: return avx512_bf16::kTable;
+    case Level::kAmx: return amx::kTable;
+#endif
+    default: return portable::kTable;
+  }
+}
+
+}  // namespace
+
+Runtime::Runtime(int num_threads, Level level, size_t scratch_bytes)
+    : level_(level),
+      table_(table_of(level)),
+      team_(num_threads),
+      scratch_bytes_((std::max(scratch_bytes, kScratchBytes) + 4095) / 4096 * 4096),
+      scratch_(scratch_bytes_ * static_cast<size_t>(team_.size())) {}
+
+int64_t Runtime::run(const Program& program, const StepSize& size) {
+  const auto start = std::chrono::steady_clock::now();
+  team_.run([&](int thread) {
+    const Worker self = worker(thread);
+    for (const Op& op : program.ops()) {
+      op.call(table_, op.args, size.of(op.rows), self);
+      team_.barrier();
+    }
+  });
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace interleaf

@@ -1,0 +1,88 @@
+// A recorded forward pass: an array of kernels with their buffers, replayed by the team with a barrier after each.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "isa.h"
+#include "kernels.h"
+#include "memory.h"
+#include "thread_team.h"
+
+namespace interleaf {
+
+// What a kernel's rows count.
+enum class Rows : int32_t { kTokens = 0, kLogits = 1, kSequences = 2 };
+
+// How many there are of each in one step.
+struct StepSize {
+  int num_tokens;
+  int num_logits;
+  int num_sequences;
+
+  int of(Rows rows) const { return rows == Rows::kTokens ? num_tokens : rows == Rows::kLogits ? num_logits : num_sequences; }
+};
+
+// One kernel call with everything but its number of rows.
+struct Op {
+  static constexpr size_t kMaxArgs = 192;
+  void (*call)(const KernelTable&, const void* args, int rows, const Worker&);
+  Rows rows;
+  alignas(8) char args[kMaxArgs];
+};
+
+class Program {
+ public:
+  // `kernel` is the member of the table, `Args` its argument struct.
+  template <auto kernel, typename Args>
+  void add(Rows rows, const Args& args) {
+    static_assert(sizeof(Args) <= Op::kMaxArgs && std::is_trivially_copyable_v<Args>);
+    Op op;
+    op.rows = rows;
+    op.call = [](const KernelTable& table, const void* stored, int count, const Worker& worker) {
+      (table.*kernel)(*static_cast<const Args*>(stored), count, worker);
+    };
+    std::memcpy(op.args, &args, sizeof(Args));
+    ops_.push_back(op);
+  }
+  size_t size() const { return ops_.size(); }
+  const std::vector<Op>& ops() const { return ops_; }
+
+ private:
+  std::vector<Op> ops_;
+};
+
+// The team, its scratch memory and the kernels of the chosen level.
+class Runtime {
+ public:
+  // `scratch_bytes` of working memory a thread, at least kScratchBytes.
+  Runtime(int num_threads, Level level, size_t scratch_bytes);
+
+  Level level() const { return level_; }
+  ThreadTeam& team() { return team_; }
+
+  // Runs a program and returns the nanoseconds it took.
+  int64_t run(const Program& program, const StepSize& size);
+
+  // Runs one kernel.
+  template <auto kernel, typename Args>
+  void run_one(const Args& args, int rows) {
+    team_.run([&](int thread) { (table_.*kernel)(args, rows, worker(thread)); });
+  }
+
+ private:
+  Worker worker(int thread) {
+    return {thread, team_.size(), static_cast<char*>(scratch_.data()) + scratch_bytes_ * static_cast<size_t>(thread)};
+  }
+
+  Level level_;
+  const KernelTable& table_;
+  ThreadTeam team_;
+  size_t scratch_bytes_;
+  Memory scratch_;
+};
+
+}  // namespace interleaf

@@ -1,0 +1,254 @@
+// Sixteen floats at a time on every instruction level, so that kernels are written once.
+//
+// A kernel file is compiled with INTERLEAF_LEVEL naming its namespace. All code here lies in that
+// namespace: the linker must never take one level's copy of an inline function for another's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifndef INTERLEAF_LEVEL
+#error "kernel files are compiled with INTERLEAF_LEVEL set"
+#endif
+
+#define INTERLEAF_INLINE static inline __attribute__((always_inline))
+
+namespace interleaf::INTERLEAF_LEVEL {
+
+using bf16 = uint16_t;
+
+constexpr int kLanes = 16;
+
+INTERLEAF_INLINE float to_float(bf16 value) {
+  const uint32_t bits = uint32_t{value} << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+INTERLEAF_INLINE float to_float(float value) { return value; }
+
+// Round to nearest, ties to even; NaN stays NaN.
+INTERLEAF_INLINE bf16 to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bf16>((bits >> 16) | 0x40);
+  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+#if defined(__AVX512F__)
+
+struct F32x16 {
+  __m512 v;
+};
+INTERLEAF_INLINE F32x16 broadcast(float value) { return {_mm512_set1_ps(value)}; }
+INTERLEAF_INLINE F32x16 load(const float* source) { return {_mm512_loadu_ps(source)}; }
+INTERLEAF_INLINE F32x16 load(const bf16* source) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+// The low or high halves of 16 pairs of bf16.
+INTERLEAF_INLINE F32x16 load_even(const bf16* source) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(source), 16))};
+}
+INTERLEAF_INLINE F32x16 load_odd(const bf16* source) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(source), _mm512_set1_epi32(0xffff0000)))};
+}
+INTERLEAF_INLINE void store(float* destination, F32x16 a) { _mm512_storeu_ps(destination, a.v); }
+INTERLEAF_INLINE __m256i round_to_bf16(F32x16 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i lowest = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), lowest);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+}
+INTERLEAF_INLINE void store(bf16* destination, F32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(destination), round_to_bf16(a));
+}
+INTERLEAF_INLINE F32x16 load_partial(const float* source, int count) {
+  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), source)};
+}
+INTERLEAF_INLINE void store_partial(float* destination, F32x16 a, int count) {
+  _mm512_mask_storeu_ps(destination, static_cast<__mmask16>((1u << count) - 1), a.v);
+}
+INTERLEAF_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+INTERLEAF_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+INTERLEAF_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+INTERLEAF_INLINE F32x16 operator/(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+INTERLEAF_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+INTERLEAF_INLINE F32x16 maximum(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+INTERLEAF_INLINE F32x16 minimum(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+INTERLEAF_INLINE F32x16 round_nearest(F32x16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
+// a * 2^n for whole n in [-150, 127].
+INTERLEAF_INLINE F32x16 scale_by_power(F32x16 a, F32x16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
+#elif defined(__AVX2__)
+
+struct F32x16 {
+  __m256 a, b;
+};
+INTERLEAF_INLINE F32x16 broadcast(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+INTERLEAF_INLINE F32x16 load(const float* source) { return {_mm256_loadu_ps(source), _mm256_loadu_ps(source + 8)}; }
+INTERLEAF_INLINE __m256 widen8(const bf16* source) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+INTERLEAF_INLINE F32x16 load(const bf16* source) { return {widen8(source), widen8(source + 8)}; }
+INTERLEAF_INLINE __m256i load_pairs(const bf16* source) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+}
+INTERLEAF_INLINE F32x16 load_even(const bf16* source) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(source), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(source + 16), 16))};
+}
+INTERLEAF_INLINE F32x16 load_odd(const bf16* source) {
+  const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_and_si256(load_pairs(source), mask)),
+          _mm256_castsi256_ps(_mm256_and_si256(load_pairs(source + 16), mask))};
+}
+INTERLEAF_INLINE void store(float* destination, F32x16 x) {
+  _mm256_storeu_ps(destination, x.a);
+  _mm256_storeu_ps(destination + 8, x.b);
+}
+INTERLEAF_INLINE void store(bf16* destination, F32x16 x) {
+  float values[16];
+  store(values, x);
+  for (int i = 0; i < 16; ++i) destination[i] = to_bf16(values[i]);
+}
+INTERLEAF_INLINE F32x16 operator+(F32x16 x, F32x16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+INTERLEAF_INLINE F32x16 operator-(F32x16 x, F32x16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+INTERLEAF_INLINE F32x16 operator*(F32x16 x, F32x16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+INTERLEAF_INLINE F32x16 operator/(F32x16 x, F32x16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+INTERLEAF_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+INTERLEAF_INLINE F32x16 maximum(F32x16 x, F32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+INTERLEAF_INLINE F32x16 minimum(F32x16 x, F32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+INTERLEAF_INLINE F32x16 round_nearest(F32x16 x) {
+  return {_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+          _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// Two factors, because 2^n itself leaves the range of normal floats for n < -126.
+INTERLEAF_INLINE __m256 scale8(__m256 x, __m256 n) {
+  const __m256i whole = _mm256_cvtps_epi32(n);
+  const __m256i half = _mm256_srai_epi32(whole, 1);
+  const __m256i rest = _mm256_sub_epi32(whole, half);
+  const __m256i bias = _mm256_set1_epi32(127);
+  x = _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+  return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+INTERLEAF_INLINE F32x16 scale_by_power(F32x16 x, F32x16 n) { return {scale8(x.a, n.a), scale8(x.b, n.b)}; }
+
+#else
+
+struct F32x16 {
+  float v[16];
+};
+#define INTERLEAF_EACH(expression)           \
+  F32x16 r;                                  \
+  for (int i = 0; i < 16; ++i) r.v[i] = (expression); \
+  return r
+INTERLEAF_INLINE F32x16 broadcast(float value) { INTERLEAF_EACH(value); }
+INTERLEAF_INLINE F32x16 load(const float* source) { INTERLEAF_EACH(source[i]); }
+INTERLEAF_INLINE F32x16 load(const bf16* source) { INTERLEAF_EACH(to_float(source[i])); }
+INTERLEAF_INLINE F32x16 load_even(const bf16* source) { INTERLEAF_EACH(to_float(source[2 * i])); }
+INTERLEAF_INLINE F32x16 load_odd(const bf16* source) { INTERLEAF_EACH(to_float(source[2 * i + 1])); }
+INTERLEAF_INLINE void store(float* destination, F32x16 x) {
+  for (int i = 0; i < 16; ++i) destination[i] = x.v[i];
+}
+INTERLEAF_INLINE void store(bf16* destination, F32x16 x) {
+  for (int i = 0; i < 16; ++i) destination[i] = to_bf16(x.v[i]);
+}
+INTERLEAF_INLINE F32x16 operator+(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] + y.v[i]); }
+INTERLEAF_INLINE F32x16 operator-(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] - y.v[i]); }
+INTERLEAF_INLINE F32x16 operator*(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] * y.v[i]); }
+INTERLEAF_INLINE F32x16 operator/(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] / y.v[i]); }
+INTERLEAF_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) { INTERLEAF_EACH(x.v[i] * y.v[i] + z.v[i]); }
+INTERLEAF_INLINE F32x16 maximum(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
+INTERLEAF_INLINE F32x16 minimum(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] < y.v[i] ? x.v[i] : y.v[i]); }
+INTERLEAF_INLINE F32x16 round_nearest(F32x16 x) { INTERLEAF_EACH(__builtin_nearbyintf(x.v[i])); }
+INTERLEAF_INLINE float power_of_two(int n) {
+  const uint32_t bits = static_cast<uint32_t>(n + 127) << 23;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+INTERLEAF_INLINE F32x16 scale_by_power(F32x16 x, F32x16 n) {
+  INTERLEAF_EACH((x.v[i] * power_of_two(static_cast<int>(n.v[i]) / 2)) *
+                 power_of_two(static_cast<int>(n.v[i]) - static_cast<int>(n.v[i]) / 2));
+}
+#undef INTERLEAF_EACH
+
+#endif
+
+#if !defined(__AVX512F__)
+INTERLEAF_INLINE F32x16 load_partial(const float* source, int count) {
+  float values[16] = {};
+  std::memcpy(values, source, sizeof(float) * static_cast<size_t>(count));
+  return load(values);
+}
+INTERLEAF_INLINE void store_partial(float* destination, F32x16 a, int count) {
+  float values[16];
+  store(values, a);
+  std::memcpy(destination, values, sizeof(float) * static_cast<size_t>(count));
+}
+#endif
+
+INTERLEAF_INLINE F32x16 load_partial(const bf16* source, int count) {
+  bf16 values[16] = {};
+  std::memcpy(values, source, sizeof(bf16) * static_cast<size_t>(count));
+  return load(values);
+}
+INTERLEAF_INLINE void store_partial(bf16* destination, F32x16 a, int count) {
+  bf16 values[16];
+  store(values, a);
+  std::memcpy(destination, values, sizeof(bf16) * static_cast<size_t>(count));
+}
+
+// Lane sums and maxima in one fixed tree.
+INTERLEAF_INLINE float reduce_add(F32x16 x) {
+  float v[16];
+  store(v, x);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  return v[0];
+}
+INTERLEAF_INLINE float reduce_max(F32x16 x) {
+  float v[16];
+  store(v, x);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
+  return v[0];
+}
+
+// e^x within 2 units in the last place; 0 below -104, and for -inf. Range reduction by ln 2 in two parts,
+// then the Taylor polynomial of degree 7 on [-ln2/2, ln2/2].
+INTERLEAF_INLINE F32x16 exp(F32x16 x) {
+  x = minimum(maximum(x, broadcast(-104.0f)), broadcast(88.5f));
+  const F32x16 n = round_nearest(x * broadcast(1.44269504088896341f));
+  F32x16 r = fma(n, broadcast(-0.693359375f), x);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  F32x16 p = broadcast(1.0f / 5040.0f);
+  p = fma(p, r, broadcast(1.0f / 720.0f));
+  p = fma(p, r, broadcast(1.0f / 120.0f));
+  p = fma(p, r, broadcast(1.0f / 24.0f));
+  p = fma(p, r, broadcast(1.0f / 6.0f));
+  p = fma(p, r, broadcast(0.5f));
+  p = fma(p, r, broadcast(1.0f));
+  p = fma(p, r, broadcast(1.0f));
+  return scale_by_power(p, n);
+}
+INTERLEAF_INLINE float exp(float x) {
+  float v[16];
+  store(v, exp(broadcast(x)));
+  return v[0];
+}
+
+INTERLEAF_INLINE F32x16 silu(F32x16 x) { return x / (broadcast(1.0f) + exp(broadcast(0.0f) - x)); }
+
+}  // namespace interleaf::INTERLEAF_LEVEL
