@@ -108,7 +108,7 @@ class _Reader:
     def __init__(self, file_name: str, content: np.ndarray) -> None:
         self.file_name = file_name
         self.content = content
-        self.buffer = memoryview(content)
+        self.buffer = content.data
         self.size = len(content)
         self.position = 0
 
