@@ -1,0 +1,467 @@
+"""LLM: offline use, with vLLM's methods.
+
+One loop serves all of them: `step()` lets the engine compute once, follows what it emitted, and
+puts each request's news in its outbox. `generate` and `stream` differ only in what they wait for.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
+
+from interleaf.config import EngineArgs, EngineConfig, engine_args
+from interleaf.errors import ConfigError, EngineDeadError, EngineError, RequestError
+from interleaf.frontend.output import OutputProcessor, ProcessedOutputs
+from interleaf.frontend.processor import Message, Processor, Prompt, PromptDict, RequestInput
+from interleaf.observe import Metric, scheduler_metrics
+from interleaf.outputs import RequestOutput
+from interleaf.params import RequestOutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from interleaf.frontend.tokenizer import Tokenizer
+    from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats
+
+T = TypeVar("T")
+
+UseTqdm = bool | Callable[..., Any]
+"""Whether to show a progress bar; a callable makes the bar in tqdm's stead."""
+
+
+class EngineClient(Protocol):
+    """What is needed of `interleaf.engine.client.InProcessClient`."""
+
+    @property
+    def config(self) -> EngineConfig: ...
+
+    def add_request(self, request: EngineRequest) -> None: ...
+
+    def abort(self, request_ids: list[str]) -> None: ...
+
+    def abort_sequences(self, sequence_ids: list[str]) -> None: ...
+
+    def step(self) -> EngineOutputs: ...
+
+    def has_unfinished(self) -> bool: ...
+
+    def reset_prefix_cache(self) -> bool: ...
+
+    def stats(self) -> SchedulerStats: ...
+
+    def close(self) -> None: ...
+
+
+class LLM:
+    """A model, ready to generate.
+
+    Args:
+        model: a directory in Hugging Face layout, a .gguf file, a hub name, or a built-in name;
+            None is the built-in model.
+        options: the other fields of `interleaf.config.EngineArgs`.
+
+    Raises:
+        ConfigError: an option has no such name, or a value that cannot work.
+        CheckpointError: the model cannot be found or used.
+        InsufficientMemoryError: the model or a useful KV cache does not fit.
+
+    Not safe for use from several threads at once. Frees all its memory on `close()`, at the end of
+    a `with` block, or when it is deleted.
+    """
+
+    _client: EngineClient | None = None
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        args = engine_args({"model": model, **options})
+        # Imported here, so that a mistyped option costs no second of loading.
+        from interleaf.engine.client import InProcessClient
+        from interleaf.frontend.tokenizer import load_tokenizer
+        from interleaf.loader.checkpoint import open_checkpoint
+
+        checkpoint = open_checkpoint(args.model, args.revision)
+        try:
+            tokenizer = load_tokenizer(args.tokenizer or checkpoint)
+            client = InProcessClient(args, checkpoint)
+        except BaseException:
+            checkpoint.close()
+            raise
+        self._attach(client, tokenizer, checkpoint.generation_config, args, checkpoint.close)
+
+    @classmethod
+    def from_client(
+        cls, client: EngineClient, tokenizer: Tokenizer, generation_config: Mapping[str, Any] | None = None
+    ) -> Self:
+        """An LLM on an engine that runs already; it is closed with the LLM."""
+        llm = cls.__new__(cls)
+        llm._attach(client, tokenizer, generation_config or {}, EngineArgs(), lambda: None)
+        return llm
+
+    def _attach(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        generation_config: Mapping[str, Any],
+        args: EngineArgs,
+        close_checkpoint: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._tokenizer = tokenizer
+        self._chat_template = _template_text(args.chat_template, tokenizer)
+        self._close_checkpoint = close_checkpoint
+        self._processor = Processor(client.config, tokenizer, generation_config)
+        self._outputs = OutputProcessor(tokenizer)
+        self._outboxes: dict[str, list[RequestOutput]] = {}
+
+    # ---- generation ----
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: UseTqdm = True,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Generate for one prompt or many; results come in the order of the prompts.
+
+        Args:
+            prompts: text, a list of token ids, `{"prompt": ...}` or `{"prompt_token_ids": ...}`,
+                or a sequence in which these may be mixed.
+            sampling_params: for all prompts, or one for each; None takes the checkpoint's defaults.
+            priority: for all prompts, or one for each; lower runs first under the priority policy.
+
+        Raises:
+            RequestError: a prompt or a parameter is wrong. Nothing was queued then.
+        """
+        request_ids = self.enqueue(prompts, sampling_params, priority)
+        progress = _Progress(use_tqdm, len(request_ids))
+        try:
+            finished: dict[str, RequestOutput] = {}
+            wanted = set(request_ids)
+            while len(finished) < len(wanted):
+                news = self.step()
+                for request_id in wanted & news.request_outputs.keys():
+                    [finished[request_id]] = self.collect(request_id)
+                    progress.finish(finished[request_id])
+                progress.advance(news.num_new_tokens)
+        except BaseException:
+            self.abort(request_ids)
+            raise
+        finally:
+            progress.close()
+        return [finished[request_id] for request_id in request_ids]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: UseTqdm = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Generate the next message of a conversation, or of each of several.
+
+        Args:
+            messages: `[{"role": "user", "content": "..."}, ...]`, or a list of such lists.
+            chat_template: Jinja source that takes the place of the model's own template.
+            add_generation_prompt: end the prompt with the beginning of an assistant's message.
+            continue_final_message: leave the last message open, so that it is continued.
+            tools: passed through to the template.
+            chat_template_kwargs: further variables of the template.
+
+        Raises:
+            RequestError: as for `generate`, or the template refuses the messages.
+        """
+        conversations = messages if messages and not isinstance(messages[0], Mapping) else [messages]
+        prompts = [
+            self.render_chat(
+                cast("Sequence[Message]", conversation),
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for conversation in conversations
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    def render_chat(self, messages: Sequence[Message], **options: Any) -> PromptDict:
+        """The prompt that `chat` makes of a conversation; options are those of `Processor.render_chat`."""
+        options["chat_template"] = options.get("chat_template") or self._chat_template
+        return self._processor.render_chat(messages, **options)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Generator[RequestOutput, None, None]:
+        """Yield what each step adds to one prompt's output (`RequestOutputKind.DELTA`).
+
+        The request is checked and queued by this call; closing the generator aborts it.
+        """
+        [request_id] = self.enqueue([prompt], sampling_params, output_kind=RequestOutputKind.DELTA)
+        return self._deltas(request_id)
+
+    def _deltas(self, request_id: str) -> Generator[RequestOutput, None, None]:
+        try:
+            while True:
+                for output in self.collect(request_id):
+                    yield output
+                    if output.finished:
+                        return
+                self.step()
+        finally:
+            self.abort([request_id])
+
+    # ---- the parts that generation is made of ----
+
+    def enqueue(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        priority: int | Sequence[int] | None = None,
+        output_kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
+    ) -> list[str]:
+        """Queue prompts without computing anything; arguments are those of `generate`.
+
+        Returns:
+            the requests' ids, for `collect` and `abort`.
+
+        Raises:
+            RequestError: a prompt or a parameter is wrong. Nothing was queued then.
+        """
+        client = self._running_client()
+        inputs = self._inputs(prompts, sampling_params, priority)
+        requests = self._processor.process_all(inputs, output_kind)
+        request_ids = [request.engine_request.request_id for request in requests]
+        try:
+            with _InterruptLater():
+                for request in requests:
+                    client.add_request(request.engine_request)
+                    self._outputs.add(request)
+                    self._outboxes[request.engine_request.request_id] = []
+        except BaseException:
+            self.abort(request_ids)
+            raise
+        return request_ids
+
+    def step(self) -> ProcessedOutputs:
+        """Let the engine compute one step, and sort its news into the requests' outboxes.
+
+        Returns:
+            the news, which `collect` gives as well.
+
+        Raises:
+            EngineError: nothing is left to compute.
+        """
+        client = self._running_client()
+        if not client.has_unfinished():
+            raise EngineError("The engine has no unfinished request: nothing more will be generated.")
+        with _InterruptLater():
+            processed = self._outputs.process(client.step())
+            if processed.abort_sequence_ids:
+                client.abort_sequences(processed.abort_sequence_ids)
+            for request_id, output in processed.request_outputs.items():
+                self._outboxes[request_id].append(output)
+        return processed
+
+    def collect(self, request_id: str) -> list[RequestOutput]:
+        """Take what a queued request has brought since the last call; after its end it is known no longer."""
+        news = self._outboxes.get(request_id, [])
+        if news and news[-1].finished:
+            del self._outboxes[request_id]
+        elif news:
+            self._outboxes[request_id] = []
+        return news
+
+    def has_unfinished(self) -> bool:
+        """Whether the engine has anything to compute."""
+        return self._running_client().has_unfinished()
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Drop queued requests and what they have brought; those that have ended are ignored."""
+        live = [request_id for request_id in request_ids if self._outboxes.pop(request_id, None) is not None]
+        for request_id in live:
+            self._outputs.forget(request_id)
+        if live and self._client is not None:
+            self._client.abort(live)
+
+    # ---- the rest ----
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` uses when it is given no parameters: the checkpoint's generation_config.json."""
+        return self._processor.default_sampling_params()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes; False, and nothing done, while requests hold cached blocks."""
+        return self._running_client().reset_prefix_cache()
+
+    def get_metrics(self) -> list[Metric]:
+        """Counters, gauges and histograms, under vLLM's names."""
+        client = self._running_client()
+        labels = {"model_name": client.config.model_name, "engine": "0"}
+        return [*scheduler_metrics(client.stats(), labels), *self._outputs.statistics.snapshot(labels)]
+
+    @property
+    def config(self) -> EngineConfig:
+        """The engine's configuration."""
+        return self._running_client().config
+
+    @property
+    def client(self) -> EngineClient:
+        """The engine, for measurements."""
+        return self._running_client()
+
+    def close(self) -> None:
+        """Free all memory; the LLM cannot be used afterwards. Closing again does nothing."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+            self._close_checkpoint()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _running_client(self) -> EngineClient:
+        if self._client is None:
+            raise EngineDeadError("This LLM was closed: make a new one.")
+        return self._client
+
+    def _inputs(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: int | Sequence[int] | None,
+    ) -> list[RequestInput]:
+        listed = _listed(prompts)
+        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        return [
+            RequestInput(prompt, params_of_one, priority_of_one)
+            for prompt, params_of_one, priority_of_one in zip(
+                listed,
+                _one_each("sampling_params", params, len(listed)),
+                _one_each("priority", 0 if priority is None else priority, len(listed)),
+                strict=True,
+            )
+        ]
+
+
+def _template_text(template: str | None, tokenizer: Tokenizer) -> str | None:
+    """A chat template that is given as Jinja text, as the name of one of the model's, or as a file."""
+    if template is None or "{" in template or template in tokenizer.chat_templates:
+        return template
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"chat_template {template!r} is no Jinja text, no template of the model and no file that can be read "
+            f"({getattr(error, 'strerror', None) or error})."
+        ) from None
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many, as a list; a list of integers is one prompt."""
+    if isinstance(prompts, (str, Mapping)):
+        return [cast("Prompt", prompts)]
+    if not isinstance(prompts, (list, tuple)):
+        raise RequestError(f"prompts must be a prompt or a list of prompts, not {type(prompts).__name__}.", "prompts")
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [cast("list[int]", list(prompts))]
+    return list(cast("Sequence[Prompt]", prompts))
+
+
+def _one_each(name: str, value: T | Sequence[T], count: int) -> list[T]:
+    if not isinstance(value, (list, tuple)):
+        return [cast("T", value)] * count
+    if len(value) != count:
+        raise RequestError(f"There are {count} prompts, but {name} has {len(value)} entries.", name)
+    return list(value)
+
+
+class _InterruptLater:
+    """Holds Ctrl-C back while the state of the engine changes; a second one gets through at once."""
+
+    def __enter__(self) -> None:
+        self._interrupted = False
+        self._installed = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self._installed:
+            signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._interrupted and error is None:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+
+
+class _Progress:
+    """A bar that counts finished prompts and shows tokens a second, read and written."""
+
+    SECONDS_BETWEEN_UPDATES = 0.1
+
+    def __init__(self, use_tqdm: UseTqdm, num_prompts: int) -> None:
+        self._bar: Any = None
+        if use_tqdm:
+            make_bar = _tqdm() if use_tqdm is True else use_tqdm
+            self._bar = make_bar(total=num_prompts, desc="Processed prompts", dynamic_ncols=True)
+        self._start = self._shown = time.monotonic()
+        self._num_read = 0
+        self._num_written = 0
+
+    def finish(self, output: RequestOutput) -> None:
+        """Count a finished prompt."""
+        self._num_read += len(output.prompt_token_ids)
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def advance(self, num_written: int) -> None:
+        """Count generated tokens."""
+        self._num_written += num_written
+        now = time.monotonic()
+        if self._bar is None or now - self._shown < self.SECONDS_BETWEEN_UPDATES:
+            return
+        self._shown = now
+        self._show_speed(now)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._show_speed(time.monotonic())
+            self._bar.close()
+
+    def _show_speed(self, now: float) -> None:
+        seconds = max(now - self._start, 1e-9)
+        self._bar.set_postfix_str(
+            f"input: {self._num_read / seconds:.1f} tok/s, output: {self._num_written / seconds:.1f} tok/s"
+        )
+
+
+def _tqdm() -> Callable[..., Any]:
+    from tqdm import tqdm
+
+    return cast("Callable[..., Any]", tqdm)
