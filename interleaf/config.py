@@ -159,7 +159,7 @@ def resolve(
         ConfigError: a flag has a value that cannot work.
         InsufficientMemoryError: the weights, or a useful KV cache, do not fit.
     """
-    dtype = _dtype(args.dtype)
+    dtype = resolve_dtype(args.dtype)
     _check_limits(args)
     model = parse_model_config(hf_config)
     max_model_len = _max_model_len(args, model)
@@ -182,7 +182,7 @@ def resolve(
             long_prefill_token_threshold=args.long_prefill_token_threshold,
             policy="priority" if args.scheduling_policy == "priority" else "fcfs",
         ),
-        dtype="float32" if dtype == "float32" else "bfloat16",
+        dtype=dtype,
         threads=args.threads or usable_cores(),
         seed=args.seed if args.seed is not None else int.from_bytes(os.urandom(7), "little"),
         max_logprobs=args.max_logprobs,
@@ -286,10 +286,15 @@ def _size(hf: Mapping[str, Any], name: str, default: int | None = None) -> int:
     return value
 
 
-def _dtype(name: str) -> str:
+def resolve_dtype(name: str) -> Literal["bfloat16", "float32"]:
+    """The arithmetic that a dtype flag asks for.
+
+    Raises:
+        ConfigError: it cannot be had here.
+    """
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} cannot be used here: choose auto, bfloat16 or float32 with --dtype.")
-    return DTYPES[name]
+    return "float32" if DTYPES[name] == "float32" else "bfloat16"
 
 
 def _check_limits(args: EngineArgs) -> None:

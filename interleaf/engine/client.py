@@ -1,0 +1,77 @@
+"""How a frontend reaches an engine. In-process: a few calls further down."""
+
+from __future__ import annotations
+
+import logging
+
+from interleaf.config import EngineArgs, EngineConfig, free_memory, resolve, resolve_dtype
+from interleaf.engine.core import EngineCore, StepTimes
+from interleaf.errors import EngineDeadError, InterleafError
+from interleaf.loader.checkpoint import Checkpoint
+from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats
+from interleaf.models.registry import check_architecture
+from interleaf.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+class InProcessClient:
+    """An engine in this process, stepped by the caller.
+
+    Raises:
+        ConfigError, CheckpointError, InsufficientMemoryError: it cannot start.
+    """
+
+    def __init__(self, args: EngineArgs, checkpoint: Checkpoint) -> None:
+        weight_bytes = checkpoint.weight_bytes(resolve_dtype(args.dtype), dequantize=True)
+        self.config: EngineConfig = resolve(args, checkpoint.name, checkpoint.hf_config, weight_bytes, free_memory())
+        check_architecture(self.config.model.architecture)
+        self._core: EngineCore | None = EngineCore(self.config, Worker(self.config, checkpoint.tensors))
+
+    @property
+    def core(self) -> EngineCore:
+        if self._core is None:
+            raise EngineDeadError("The engine is closed: make a new LLM to generate more.")
+        return self._core
+
+    def add_request(self, request: EngineRequest) -> None:
+        self.core.add_request(request)
+
+    def abort(self, request_ids: list[str]) -> None:
+        self.core.abort(request_ids)
+
+    def abort_sequences(self, sequence_ids: list[str]) -> None:
+        self.core.abort_sequences(sequence_ids)
+
+    def step(self) -> EngineOutputs:
+        """One step.
+
+        Raises:
+            EngineDeadError: the step failed by a fault of ours; the engine is closed.
+        """
+        try:
+            return self.core.step()
+        except InterleafError:
+            raise
+        except Exception as fault:
+            logger.exception("a step failed; the engine stops")
+            self.close()
+            raise EngineDeadError("The engine failed in a step and has stopped: make a new LLM.") from fault
+
+    def has_unfinished(self) -> bool:
+        return self._core is not None and self._core.has_unfinished()
+
+    def reset_prefix_cache(self) -> bool:
+        return self.core.reset_prefix_cache()
+
+    def stats(self) -> SchedulerStats:
+        return self.core.stats()
+
+    def step_times(self) -> StepTimes:
+        return self.core.step_times()
+
+    def close(self) -> None:
+        """Free all memory; idempotent."""
+        if self._core is not None:
+            self._core.close()
+            self._core = None

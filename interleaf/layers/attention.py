@@ -1,0 +1,54 @@
+"""Multi-head attention over the paged cache, with grouped key-value heads. (Ainslie et al. 2023)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interleaf.layers.linear import stacked
+from interleaf.layers.weights import Weights
+from interleaf.ops import Array, AttentionShape, LayerCache, ModelInput, Ops
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTraits:
+    """What differs between families: biases, norms of query and key heads, the window (0 is none)."""
+
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    window: int = 0
+
+
+class Attention:
+    """Projects, rotates, caches, attends; adds its output to the residual.
+
+    Args:
+        cos_sin: the platform's table of cosines and sines, shared by the layers.
+        eps: of the norms of query and key heads.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        weights: Weights,
+        hidden_size: int,
+        shape: AttentionShape,
+        cos_sin: Array,
+        traits: AttentionTraits,
+        eps: float,
+    ) -> None:
+        self.ops = ops
+        self.shape = shape
+        self.cos_sin = cos_sin
+        self.eps = eps
+        width, kv_width = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        parts = {"q_proj": width, "k_proj": kv_width, "v_proj": kv_width}
+        self.qkv = stacked(ops, weights, parts, hidden_size, traits.qkv_bias)
+        self.output = stacked(ops, weights, {"o_proj": hidden_size}, width, traits.output_bias)
+        self.q_norm = ops.vector(weights.take("q_norm.weight", shape.head_dim)) if traits.qk_norm else None
+        self.k_norm = ops.vector(weights.take("k_norm.weight", shape.head_dim)) if traits.qk_norm else None
+
+    def __call__(self, x: Array, residual: Array, cache: LayerCache, inputs: ModelInput) -> Array:
+        qkv = self.ops.linear(x, self.qkv)
+        q = self.ops.rotary_cache(qkv, self.shape, self.cos_sin, cache, inputs, self.q_norm, self.k_norm, self.eps)
+        return self.ops.linear_add(self.ops.attention(q, self.shape, cache, inputs), self.output, residual)

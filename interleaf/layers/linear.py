@@ -1,0 +1,43 @@
+"""Linear layers, each with its weights fused as the ops want them."""
+
+from __future__ import annotations
+
+from interleaf.layers.weights import Weights
+from interleaf.ops import Array, LinearWeight, ModelInput, Ops
+
+
+def stacked(ops: Ops, weights: Weights, parts: dict[str, int], k: int, bias: bool, interleaved: bool = False) -> LinearWeight:
+    """One weight of several projections of the same input: name -> number of outputs."""
+    return ops.linear_weight(
+        [weights.take(f"{name}.weight", n, k) for name, n in parts.items()],
+        [weights.take(f"{name}.bias", n) for name, n in parts.items()] if bias else (),
+        interleaved,
+    )
+
+
+class GatedMlp:
+    """down(silu(gate(x)) * up(x)), added to the residual. (Shazeer 2020)"""
+
+    def __init__(self, ops: Ops, weights: Weights, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
+        self.ops = ops
+        both = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
+        self.gate_up = stacked(ops, weights, both, hidden_size, bias, interleaved=True)
+        self.down = stacked(ops, weights, {"down_proj": hidden_size}, intermediate_size, bias)
+
+    def __call__(self, x: Array, residual: Array) -> Array:
+        return self.ops.linear_add(self.ops.linear_silu_mul(x, self.gate_up), self.down, residual)
+
+
+class Embedding:
+    """The word table; also the output head of models that tie the two."""
+
+    def __init__(self, ops: Ops, weights: Weights, name: str, vocab_size: int, hidden_size: int) -> None:
+        self.ops = ops
+        self.table = stacked(ops, weights, {name: vocab_size}, hidden_size, bias=False)
+
+    def __call__(self, inputs: ModelInput) -> Array:
+        return self.ops.embedding(inputs, self.table)
+
+    def logits(self, x: Array) -> Array:
+        """Scores of every word: float32 [L, V]."""
+        return self.ops.linear(x, self.table)

@@ -1,0 +1,180 @@
+"""The ops that layers and the worker call: one list, implemented once per platform.
+
+`interleaf.ops.reference` is plain torch and says what each op means; `interleaf.ops.cpu` is the native library. Models
+are written once against `Ops`. Arrays are opaque to them: a torch tensor for the reference, a place in an arena for
+the native library, which records a model's forward pass once and replays it in every step.
+
+Shapes: T tokens of the step, S sequences, L rows of logits, H query heads, G key-value heads, D values a head,
+V words, N outputs and K inputs of a linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from interleaf.host_tensor import HostTensor
+
+Array = Any
+"""An activation, opaque to layers and models."""
+
+
+@dataclass(slots=True)
+class StepSize:
+    """How much of the input arrays one step uses."""
+
+    num_tokens: int = 0
+    num_sequences: int = 0
+    num_logits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """The arrays a step is described by, allocated once and rewritten in place; int32 throughout.
+
+    Fields:
+        token_ids, positions: [max tokens].
+        slots: [max tokens]: where each token's key and value go, block * block_size + offset.
+        query_start: [max sequences + 1]: first token of each sequence.
+        context_lengths: [max sequences]: keys of each sequence, this step's included.
+        sequence_rows: [max sequences]: row of each sequence in `block_tables`.
+        block_tables: [batch rows, blocks a sequence].
+        logits_index: [max logits]: the tokens whose logits are wanted.
+        size: how much of all this is valid now.
+    """
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    query_start: np.ndarray
+    context_lengths: np.ndarray
+    sequence_rows: np.ndarray
+    block_tables: np.ndarray
+    logits_index: np.ndarray
+    size: StepSize = field(default_factory=StepSize)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What does not change from step to step. `window` is the number of keys a query sees, itself included; 0 is all."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingInput:
+    """How to pick the next token of each row of logits; each [L]."""
+
+    temperatures: np.ndarray  # float32; 0 is greedy
+    top_k: np.ndarray  # int32; 0 keeps all
+    top_p: np.ndarray  # float32
+    min_p: np.ndarray  # float32
+    seeds: np.ndarray  # uint64
+    positions: np.ndarray  # int32: of the token that is sampled
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsOutput:
+    """Logprobs of n positions: of the chosen tokens, their ranks from 1, and the likeliest tokens in order."""
+
+    chosen: np.ndarray  # float32 [n]
+    ranks: np.ndarray  # int32 [n]
+    top_tokens: np.ndarray  # int32 [n, most]
+    top_logprobs: np.ndarray  # float32 [n, most]
+
+
+class LayerCache(Protocol):
+    """One layer's paged keys and values; the layout is the platform's."""
+
+
+class LinearWeight(Protocol):
+    """A weight [n, k] in the platform's layout."""
+
+    n: int
+    k: int
+
+
+class Graph(Protocol):
+    """A forward pass that can be run again and again on the same `ModelInput`."""
+
+    def run(self, size: StepSize) -> np.ndarray | None:
+        """Run it for `size`; returns the logits as float32 [num_logits, V] if that is what it computes."""
+
+
+class Ops(Protocol):
+    """What a platform implements."""
+
+    def linear_weight(
+        self, sources: Sequence[HostTensor], biases: Sequence[HostTensor] = (), interleaved: bool = False
+    ) -> LinearWeight:
+        """Stack weights [n_i, k] (and biases [n_i]) into one. `interleaved`: a gate and an up projection."""
+
+    def vector(self, source: HostTensor) -> Array:
+        """A norm's weight, as float32."""
+
+    def table(self, values: np.ndarray) -> Array:
+        """A float32 table that ops read, such as the cosines and sines of `rotary_cache`."""
+
+    def new_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> LayerCache:
+        """One layer's empty cache."""
+
+    def copy_blocks(self, caches: Sequence[LayerCache], pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy block `source` to block `destination` in every layer, in order."""
+
+    def embedding(self, inputs: ModelInput, table: LinearWeight) -> Array:
+        """Rows of `table` by token id: float32 [T, k]."""
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """x / sqrt(mean(x^2) + eps) * weight, in the arithmetic's dtype. (Zhang & Sennrich 2019)"""
+
+    def rms_norm_of_logits_rows(self, x: Array, weight: Array, eps: float, inputs: ModelInput) -> Array:
+        """The same for the rows whose logits are wanted: [L, width]."""
+
+    def linear(self, x: Array, weight: LinearWeight) -> Array:
+        """x . W^T + bias, as float32."""
+
+    def linear_add(self, x: Array, weight: LinearWeight, residual: Array) -> Array:
+        """residual += x . W^T + bias, in place; returns it."""
+
+    def linear_silu_mul(self, x: Array, weight: LinearWeight) -> Array:
+        """silu(x . Gate^T) * (x . Up^T) of an interleaved weight. (Shazeer 2020)"""
+
+    def rotary_cache(
+        self,
+        qkv: Array,
+        shape: AttentionShape,
+        cos_sin: Array,
+        cache: LayerCache,
+        inputs: ModelInput,
+        q_norm: Array | None = None,
+        k_norm: Array | None = None,
+        eps: float = 0.0,
+    ) -> Array:
+        """Split qkv [T, (H + 2G) D], normalize and rotate q and k, write k and v to the cache; returns q [T, H D].
+
+        Dimension i is rotated with i + rotary_dim / 2. (Su et al. 2021)
+        """
+
+    def attention(self, q: Array, shape: AttentionShape, cache: LayerCache, inputs: ModelInput) -> Array:
+        """Causal attention over the paged cache: [T, H D]. (Kwon et al. 2023)"""
+
+    def graph(self, forward: Callable[[], Array], inputs: ModelInput, logits: bool) -> Graph:
+        """Make `forward` repeatable; `logits` says whether its result is wanted on the host."""
+
+    def sample(self, logits: np.ndarray, sampling: SamplingInput) -> np.ndarray:
+        """The next token of each row: int32 [L]."""
+
+    def logprobs(
+        self, logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, num_top: np.ndarray
+    ) -> LogprobsOutput:
+        """Logprobs of `tokens[i]` and of the `num_top[i]` likeliest tokens in row `rows[i]`."""
+
+    def close(self) -> None:
+        """Give all memory back."""

@@ -1,0 +1,377 @@
+"""The ops on the native library.
+
+While `graph` runs a model's forward pass, each op appends itself to a native program, with the addresses of its
+buffers; nothing is computed. `CpuGraph.run` then replays the program in one native call. Buffers come from an arena:
+when the model drops its last reference to an activation, its memory serves the next one, so that the arena is as
+large as the widest moment of the pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from interleaf import _native
+from interleaf.host_tensor import HostTensor
+from interleaf.ops import AttentionShape, LogprobsOutput, ModelInput, SamplingInput, StepSize
+
+LEVEL_VARIABLE = "INTERLEAF_ISA"
+"""Environment variable that forces an instruction level, for tests; see `interleaf._native.usable_levels()`."""
+
+_ALIGNMENT = 64
+_VALUE_BYTES = {_native.DType.float32: 4, _native.DType.bfloat16: 2}
+
+
+def instruction_level() -> str:
+    """The level in use: the best this machine has, unless the environment forces one."""
+    return os.environ.get(LEVEL_VARIABLE) or _native.usable_levels()[-1]
+
+
+def address_of(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+def _view(memory: _native.Memory, dtype: type, count: int) -> np.ndarray:
+    """The memory as an array; it lives as long as the caller keeps `memory`."""
+    raw = (ctypes.c_char * memory.bytes).from_address(memory.address)
+    return np.frombuffer(raw, dtype=dtype, count=count)
+
+
+class Arena:
+    """Memory for activations, reused as soon as nothing refers to them."""
+
+    def __init__(self) -> None:
+        self._owned: list[_native.Memory] = []
+        self._free: list[_native.Memory] = []
+
+    def take(self, num_bytes: int) -> _native.Memory:
+        fitting = [memory for memory in self._free if memory.bytes >= num_bytes]
+        if fitting:
+            best = min(fitting, key=lambda memory: memory.bytes)
+            self._free.remove(best)
+            return best
+        memory = _native.Memory(num_bytes)
+        self._owned.append(memory)
+        return memory
+
+    def give_back(self, memory: _native.Memory) -> None:
+        self._free.append(memory)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(memory.bytes for memory in self._owned)
+
+
+class Buffer:
+    """One activation: rows of `width` values. Its memory returns to the arena with it."""
+
+    __slots__ = ("_arena", "dtype", "memory", "rows", "width")
+
+    def __init__(self, arena: Arena, rows: _native.Rows, max_rows: int, width: int, dtype: _native.DType) -> None:
+        self._arena = arena
+        self.rows = rows
+        self.width = width
+        self.dtype = dtype
+        self.memory = arena.take(max_rows * width * _VALUE_BYTES[dtype] + _ALIGNMENT)
+
+    @property
+    def address(self) -> int:
+        return int(self.memory.address)
+
+    def __del__(self) -> None:
+        self._arena.give_back(self.memory)
+
+
+@dataclass(slots=True)
+class CpuLinear:
+    """A packed weight; see `csrc/kernels.h` for the layouts."""
+
+    memory: _native.Memory
+    n: int
+    k: int
+    dtype: _native.DType
+    bias: np.ndarray | None
+
+    @property
+    def bias_address(self) -> int:
+        return 0 if self.bias is None else address_of(self.bias)
+
+
+@dataclass(slots=True)
+class CpuCache:
+    """Keys and values of one layer; a block's keys (and values) are `block_bytes` in a row."""
+
+    keys: _native.Memory
+    values: _native.Memory
+    block_size: int
+    block_bytes: int
+
+
+class CpuGraph:
+    """A recorded forward pass.
+
+    The program holds bare addresses: of the inputs, of the weights and caches that `forward` refers to, of the arena.
+    All of them are kept alive here.
+    """
+
+    def __init__(self, ops: CpuOps, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool) -> None:
+        self._ops = ops
+        self._kept = (forward, inputs)
+        self._program = _native.Program()
+        ops.program = self._program
+        result = forward()
+        self._result = result if logits else None
+
+    def run(self, size: StepSize) -> np.ndarray | None:
+        self._ops.kernel_nanoseconds += self._ops.runtime.run(
+            self._program, size.num_tokens, size.num_logits, size.num_sequences
+        )
+        if self._result is None:
+            return None
+        width = self._result.width
+        return _view(self._result.memory, np.float32, size.num_logits * width).reshape(size.num_logits, width)
+
+
+class CpuOps:
+    """See `interleaf.ops.Ops` for what each op does.
+
+    Args:
+        dtype: "bfloat16" or "float32": of the arithmetic and of the cache.
+        threads: of the team.
+        max_tokens, max_logits: rows that buffers are made for.
+        vocab_size: sizes the sampler's working memory.
+    """
+
+    def __init__(self, dtype: str, threads: int, max_tokens: int, max_logits: int, vocab_size: int) -> None:
+        self.dtype = _native.DType.float32 if dtype == "float32" else _native.DType.bfloat16
+        self.runtime = _native.Runtime(threads, instruction_level(), 24 * vocab_size)
+        self.kernel_nanoseconds = 0
+        self._max_rows = {_native.Rows.TOKENS: max_tokens, _native.Rows.LOGITS: max_logits}
+        self._arena = Arena()
+        self.program = _native.Program()
+
+    # Weights and caches
+
+    def linear_weight(
+        self, sources: Sequence[HostTensor], biases: Sequence[HostTensor] = (), interleaved: bool = False
+    ) -> CpuLinear:
+        n, k = sum(source.shape[0] for source in sources), sources[0].shape[1]
+        # A float32 checkpoint keeps its bits in float32 arithmetic; all else is exact, or rounded once, in bf16.
+        wide = self.dtype == _native.DType.float32 and any(source.dtype in ("float32", "float16") for source in sources)
+        dtype = _native.DType.float32 if wide else _native.DType.bfloat16
+        memory = _native.Memory(_native.packed_bytes(n, k, dtype, interleaved))
+        self.runtime.pack_linear(
+            sources=[
+                (address_of(source.data), source.dtype, source.shape[0], source.data.nbytes // source.shape[0])
+                for source in sources
+            ],
+            k=k,
+            type=dtype,
+            interleaved=interleaved,
+            destination=memory.address,
+        )
+        bias = _stack_biases([self.vector(bias) for bias in biases], interleaved) if biases else None
+        return CpuLinear(memory, n, k, dtype, bias)
+
+    def vector(self, source: HostTensor) -> np.ndarray:
+        values = np.empty(source.num_values, np.float32)
+        _native.decode(source.dtype, address_of(source.data), source.num_values, address_of(values))
+        return values
+
+    def table(self, values: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(values, np.float32)
+
+    def new_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CpuCache:
+        padded = -(-head_dim // 16) * 16
+        block_bytes = num_kv_heads * block_size * padded * _VALUE_BYTES[self.dtype]
+        size = num_blocks * block_bytes
+        return CpuCache(_native.Memory(size), _native.Memory(size), block_size, block_bytes)
+
+    def copy_blocks(self, caches: Sequence[CpuCache], pairs: Sequence[tuple[int, int]]) -> None:
+        for cache in caches:
+            for memory in (cache.keys, cache.values):
+                for source, destination in pairs:
+                    ctypes.memmove(
+                        memory.address + destination * cache.block_bytes,
+                        memory.address + source * cache.block_bytes,
+                        cache.block_bytes,
+                    )
+
+    # The forward pass
+
+    def _buffer(self, rows: _native.Rows, width: int, dtype: _native.DType) -> Buffer:
+        return Buffer(self._arena, rows, self._max_rows[rows], width, dtype)
+
+    def embedding(self, inputs: ModelInput, table: CpuLinear) -> Buffer:
+        y = self._buffer(_native.Rows.TOKENS, table.k, _native.DType.float32)
+        self.program.embedding(
+            ids=address_of(inputs.token_ids),
+            table=table.memory.address,
+            y=y.address,
+            width=table.k,
+            table_type=table.dtype,
+        )
+        return y
+
+    def rms_norm(self, x: Buffer, weight: np.ndarray, eps: float) -> Buffer:
+        return self._rms_norm(x, weight, eps, x.rows, 0)
+
+    def rms_norm_of_logits_rows(self, x: Buffer, weight: np.ndarray, eps: float, inputs: ModelInput) -> Buffer:
+        return self._rms_norm(x, weight, eps, _native.Rows.LOGITS, address_of(inputs.logits_index))
+
+    def _rms_norm(self, x: Buffer, weight: np.ndarray, eps: float, rows: _native.Rows, row_index: int) -> Buffer:
+        y = self._buffer(rows, x.width, self.dtype)
+        self.program.rms_norm(
+            rows=rows,
+            x=x.address,
+            weight=address_of(weight),
+            y=y.address,
+            row_index=row_index,
+            width=x.width,
+            eps=eps,
+            y_type=y.dtype,
+        )
+        return y
+
+    def linear(self, x: Buffer, weight: CpuLinear) -> Buffer:
+        y = self._buffer(x.rows, weight.n, _native.DType.float32)
+        return self._linear(x, weight, y, _native.Epilogue.STORE)
+
+    def linear_add(self, x: Buffer, weight: CpuLinear, residual: Buffer) -> Buffer:
+        return self._linear(x, weight, residual, _native.Epilogue.ADD)
+
+    def linear_silu_mul(self, x: Buffer, weight: CpuLinear) -> Buffer:
+        y = self._buffer(x.rows, weight.n // 2, self.dtype)
+        return self._linear(x, weight, y, _native.Epilogue.SILU_MUL)
+
+    def _linear(self, x: Buffer, weight: CpuLinear, y: Buffer, epilogue: _native.Epilogue) -> Buffer:
+        self.program.linear(
+            rows=x.rows,
+            x=x.address,
+            weight=weight.memory.address,
+            bias=weight.bias_address,
+            y=y.address,
+            n=weight.n,
+            k=weight.k,
+            x_type=x.dtype,
+            weight_type=weight.dtype,
+            y_type=y.dtype,
+            epilogue=epilogue,
+        )
+        return y
+
+    def rotary_cache(
+        self,
+        qkv: Buffer,
+        shape: AttentionShape,
+        cos_sin: np.ndarray,
+        cache: CpuCache,
+        inputs: ModelInput,
+        q_norm: np.ndarray | None = None,
+        k_norm: np.ndarray | None = None,
+        eps: float = 0.0,
+    ) -> Buffer:
+        q = self._buffer(qkv.rows, shape.num_heads * shape.head_dim, self.dtype)
+        self.program.rotary_cache(
+            qkv=qkv.address,
+            q=q.address,
+            k_cache=cache.keys.address,
+            v_cache=cache.values.address,
+            q_norm=0 if q_norm is None else address_of(q_norm),
+            k_norm=0 if k_norm is None else address_of(k_norm),
+            cos_sin=address_of(cos_sin),
+            positions=address_of(inputs.positions),
+            slots=address_of(inputs.slots),
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            rotary_dim=cos_sin.shape[1],
+            block_size=cache.block_size,
+            eps=eps,
+            type=self.dtype,
+        )
+        return q
+
+    def attention(self, q: Buffer, shape: AttentionShape, cache: CpuCache, inputs: ModelInput) -> Buffer:
+        y = self._buffer(q.rows, q.width, self.dtype)
+        self.program.attention(
+            q=q.address,
+            y=y.address,
+            k_cache=cache.keys.address,
+            v_cache=cache.values.address,
+            block_tables=address_of(inputs.block_tables),
+            block_table_stride=inputs.block_tables.shape[1],
+            sequence_rows=address_of(inputs.sequence_rows),
+            query_start=address_of(inputs.query_start),
+            context_lengths=address_of(inputs.context_lengths),
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            block_size=cache.block_size,
+            window=shape.window,
+            scale=shape.scale,
+            type=self.dtype,
+        )
+        return y
+
+    def graph(self, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool) -> CpuGraph:
+        return CpuGraph(self, forward, inputs, logits)
+
+    # Sampling
+
+    def sample(self, logits: np.ndarray, sampling: SamplingInput) -> np.ndarray:
+        tokens = np.empty(len(logits), np.int32)
+        self.runtime.sample(
+            logits=address_of(logits),
+            temperatures=address_of(sampling.temperatures),
+            top_k=address_of(sampling.top_k),
+            top_p=address_of(sampling.top_p),
+            min_p=address_of(sampling.min_p),
+            seeds=address_of(sampling.seeds),
+            positions=address_of(sampling.positions),
+            tokens=address_of(tokens),
+            vocab_size=logits.shape[1],
+            rows=len(logits),
+        )
+        return tokens
+
+    def logprobs(
+        self, logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, num_top: np.ndarray
+    ) -> LogprobsOutput:
+        count, most = len(rows), int(num_top.max(initial=0))
+        output = LogprobsOutput(
+            chosen=np.empty(count, np.float32),
+            ranks=np.empty(count, np.int32),
+            top_tokens=np.zeros((count, most), np.int32),
+            top_logprobs=np.zeros((count, most), np.float32),
+        )
+        rows, tokens, num_top = (np.ascontiguousarray(array, np.int32) for array in (rows, tokens, num_top))
+        self.runtime.logprobs(
+            logits=address_of(logits),
+            rows=address_of(rows),
+            tokens=address_of(tokens),
+            num_top=address_of(num_top),
+            chosen_logprobs=address_of(output.chosen),
+            chosen_ranks=address_of(output.ranks),
+            top_tokens=address_of(output.top_tokens),
+            top_logprobs=address_of(output.top_logprobs),
+            top_stride=most,
+            vocab_size=logits.shape[1],
+            count=count,
+        )
+        return output
+
+
+def _stack_biases(parts: Sequence[np.ndarray], interleaved: bool) -> np.ndarray:
+    """Biases in the order of the packed columns, padded to whole panels where columns are interleaved."""
+    if not interleaved:
+        return np.concatenate(parts)
+    gate, up = parts
+    padded = -(-len(gate) // 16) * 16
+    stacked = np.zeros((2, padded), np.float32)
+    stacked[0, : len(gate)], stacked[1, : len(up)] = gate, up
+    return np.ascontiguousarray(stacked.reshape(2, -1, 16).transpose(1, 0, 2)).reshape(-1)

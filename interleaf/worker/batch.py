@@ -1,0 +1,84 @@
+"""The persistent batch: what the worker knows of each running sequence, as arrays with one row a sequence.
+
+A sequence keeps its row from admission to removal; rows are never moved and nothing is rebuilt from step to step.
+Only the differences that the scheduler sends are applied.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from interleaf.messages import BlockTableUpdate, NewRequest
+
+NO_LOGPROBS = -2
+"""In `num_logprobs`: none are wanted. -1 is the whole vocabulary."""
+
+
+class Batch:
+    """Arrays by row.
+
+    Fields:
+        token_ids: int32 [rows, max_model_len]: prompt and output.
+        num_tokens, num_prompt_tokens, num_computed_tokens: int32 [rows].
+        block_tables: int32 [rows, blocks a sequence].
+        temperatures, top_k, top_p, min_p, seeds: sampling, [rows]; temperature 0 is greedy.
+        num_logprobs, num_prompt_logprobs: int32 [rows]; see `NO_LOGPROBS`.
+        num_prompt_logprobs_done: int32 [rows]: prompt positions whose logprobs the core already has.
+    """
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+        self.token_ids = np.zeros((max_num_seqs, max_model_len), np.int32)
+        self.block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+        self.num_tokens = np.zeros(max_num_seqs, np.int32)
+        self.num_prompt_tokens = np.zeros(max_num_seqs, np.int32)
+        self.num_computed_tokens = np.zeros(max_num_seqs, np.int32)
+        self.temperatures = np.zeros(max_num_seqs, np.float32)
+        self.top_k = np.zeros(max_num_seqs, np.int32)
+        self.top_p = np.ones(max_num_seqs, np.float32)
+        self.min_p = np.zeros(max_num_seqs, np.float32)
+        self.seeds = np.zeros(max_num_seqs, np.uint64)
+        self.num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int32)
+        self.num_prompt_logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int32)
+        self.num_prompt_logprobs_done = np.zeros(max_num_seqs, np.int32)
+        self.row_of: dict[str, int] = {}
+        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+
+    def add(self, request: NewRequest) -> int:
+        """Give a sequence a row; returns it."""
+        row = self._free_rows.pop()
+        self.row_of[request.sequence_id] = row
+        params = request.params
+        count = len(request.token_ids)
+        self.token_ids[row, :count] = request.token_ids
+        self.num_tokens[row] = count
+        self.num_prompt_tokens[row] = request.num_prompt_tokens
+        self.num_computed_tokens[row] = request.num_computed_tokens
+        self.block_tables[row, : len(request.block_ids)] = request.block_ids
+        self.temperatures[row] = 0.0 if params.greedy else params.temperature
+        self.top_k[row] = params.top_k
+        self.top_p[row] = params.top_p
+        self.min_p[row] = params.min_p
+        self.seeds[row] = request.seed & 0xFFFFFFFFFFFFFFFF
+        self.num_logprobs[row] = NO_LOGPROBS if params.logprobs is None else params.logprobs
+        wanted = params.prompt_logprobs if request.fork_of is None else None
+        self.num_prompt_logprobs[row] = NO_LOGPROBS if wanted is None else wanted
+        self.num_prompt_logprobs_done[row] = request.num_prompt_logprobs_done
+        return row
+
+    def remove(self, sequence_id: str) -> int | None:
+        """Free a sequence's row; returns it, or None if there is no such sequence."""
+        row = self.row_of.pop(sequence_id, None)
+        if row is not None:
+            self._free_rows.append(row)
+        return row
+
+    def update_block_table(self, update: BlockTableUpdate) -> None:
+        row = self.row_of[update.sequence_id]
+        self.block_tables[row, update.start : update.start + len(update.block_ids)] = update.block_ids
+
+    def append(self, rows: np.ndarray, tokens: np.ndarray) -> None:
+        """Put one sampled token behind each of `rows`; a context that is full keeps none."""
+        ends = self.num_tokens[rows]
+        fits = ends < self.token_ids.shape[1]
+        self.token_ids[rows[fits], ends[fits]] = tokens[fits]
+        self.num_tokens[rows] = ends + 1
