@@ -123,7 +123,7 @@ def translate_config(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
             f"The GGUF architecture {kind!r} is not supported: the supported ones are {', '.join(ARCHITECTURES)}."
         )
     facts = _Facts(metadata, kind)
-    if facts.integer("expert_count", 0):
+    if facts.integer("expert_count", 0, low=0):
         raise UnsupportedModelError("GGUF files of mixture-of-experts models are not supported.")
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -154,7 +154,7 @@ def translate_config(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     rotary_dim = facts.integer("rope.dimension_count", head_dim)
     if rotary_dim != head_dim:
         config["partial_rotary_factor"] = rotary_dim / head_dim
-    window = facts.integer("attention.sliding_window", 0)
+    window = facts.integer("attention.sliding_window", 0, low=0)
     if window and kind == "llama":
         config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
     scaling = _rope_scaling(facts, tensors.get(ROPE_FACTORS), config["rope_theta"], rotary_dim)
@@ -195,9 +195,7 @@ class _Facts:
             raise CorruptCheckpointError(f"The GGUF file has no usable {key} (found {value!r}).")
         return value
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A size; only one that has the default 0 may be 0."""
-        low = 0 if default == 0 else 1
+    def integer(self, name: str, default: int | None = None, low: int = 1) -> int:
         return int(self.get(name, default, lambda value: type(value) is int and low <= value < 2**31))
 
     def number(self, name: str, default: float | None = None) -> float:
