@@ -99,22 +99,26 @@ def locate(model: str | None, revision: str | None = None, patterns: Sequence[st
     if model is None or model in builtin.MODELS:
         return builtin.path_of(model or BUILTIN_MODEL)
     path = Path(model).expanduser()
-    try:
+    if _exists(path, model):
         if path.is_dir():
             files = sorted(path.glob("*.gguf"))
             return files[0] if len(files) == 1 and not (path / "config.json").exists() else path
-        if path.is_file():
-            if path.suffix != ".gguf":
-                raise UnsupportedModelError(f"{model} is a file but no .gguf file: give it or a model directory.")
+        if path.suffix == ".gguf":
             return path
-    except (OSError, ValueError):
-        raise CheckpointNotFoundError(f"{model!r} is no path that can be opened.") from None
+        raise UnsupportedModelError(f"{model} is no .gguf file: give one, or a model directory.")
     if not hub.is_hub_name(model) or path.suffix == ".gguf":
         raise CheckpointNotFoundError(
             f"There is no file or directory {model}: give a model directory, a .gguf file, a hub name "
             f'("organization/model") or a built-in name ({", ".join(builtin.MODELS)}).'
         )
     return hub.fetch(model, revision, patterns)
+
+
+def _exists(path: Path, model: str) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        raise CheckpointNotFoundError(f"{model[:100]!r} is no path that can be opened.") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
