@@ -146,7 +146,8 @@ def tiny_gguf(
 
     rng = np.random.default_rng(seed)
     hidden, inner, heads, kv_heads, vocab, layers = 256, 512, 4, 2, 384, 2
-    head_dim = 64
+    # Heads of Qwen3 are wider than hidden / heads; 128 is what Transformers takes a GGUF file of it to have.
+    head_dim = 128 if architecture == "qwen3" else hidden // heads
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_context_length(512)
     writer.add_embedding_length(hidden)
@@ -166,7 +167,9 @@ def tiny_gguf(
             key, value
         )
     tensors = {}
-    for name, hugging_face_name, shape in _tensor_table(architecture, hidden, inner, heads, kv_heads, vocab, layers):
+    for name, hugging_face_name, shape in _tensor_table(
+        architecture, hidden, inner, heads, kv_heads, head_dim, vocab, layers
+    ):
         if tied and name == "output.weight":
             continue
         stored = "float32" if len(shape) == 1 else dtype
@@ -191,10 +194,9 @@ def interleave(raw: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _tensor_table(
-    architecture: str, hidden: int, inner: int, heads: int, kv_heads: int, vocab: int, layers: int
+    architecture: str, hidden: int, inner: int, heads: int, kv_heads: int, head_dim: int, vocab: int, layers: int
 ) -> list[tuple[str, str, tuple[int, ...]]]:
     """(GGUF name, Hugging Face name, shape)."""
-    head_dim = hidden // heads
     table: list[tuple[str, str, tuple[int, ...]]] = [
         ("token_embd.weight", "model.embed_tokens.weight", (vocab, hidden)),
         ("output_norm.weight", "model.norm.weight", (hidden,)),
