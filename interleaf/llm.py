@@ -23,6 +23,7 @@ from interleaf.outputs import RequestOutput
 from interleaf.params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
+    from interleaf.engine.core import StepTimes
     from interleaf.frontend.tokenizer import Tokenizer
     from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats
 
@@ -51,6 +52,8 @@ class EngineClient(Protocol):
     def reset_prefix_cache(self) -> bool: ...
 
     def stats(self) -> SchedulerStats: ...
+
+    def step_times(self) -> StepTimes: ...
 
     def close(self) -> None: ...
 

@@ -17,6 +17,13 @@ GREEDY_TEMPERATURE = 1e-5
 MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 64
 MAX_N = 16384
+FLAGS = (
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+)
 
 
 class RequestOutputKind(IntEnum):
@@ -170,9 +177,11 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
             if self.stop and not self.detokenize:
                 raise ParameterError("stop strings need detokenize=True.", "stop")
         _token_ids("stop_token_ids", self.stop_token_ids)
-        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+        for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(f"{name} must be true or false.", name)
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise ParameterError("output_kind must be a RequestOutputKind.", "output_kind")
 
     def _check_token_maps(self) -> None:
         if self.logit_bias is not None:
@@ -185,10 +194,11 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise ParameterError("allowed_token_ids must not be empty.", "allowed_token_ids")
         if self.bad_words is not None and (
-            not isinstance(self.bad_words, list)
-            or not all(isinstance(word, str) and word for word in self.bad_words)
+            not isinstance(self.bad_words, list) or not all(isinstance(word, str) and word for word in self.bad_words)
         ):
             raise ParameterError("bad_words must be a list of non-empty strings.", "bad_words")
+        if self.extra_args is not None and not isinstance(self.extra_args, dict):
+            raise ParameterError("extra_args must be a mapping.", "extra_args")
 
 
 def _number(name: str, value: Any, low: float, high: float, low_open: bool = False) -> None:
@@ -219,10 +229,11 @@ def _token_ids(name: str, value: Any) -> None:
 
 def _token_key(token: Any) -> int:
     """JSON objects have string keys, so `{"42": 1.0}` is taken as token 42."""
-    try:
+    value = -1
+    if isinstance(token, str) and token.isdecimal() and len(token) < 20:
         value = int(token)
-    except (TypeError, ValueError):
-        value = -1
+    elif isinstance(token, int) and not isinstance(token, bool):
+        value = token
     if value < 0:
         raise ParameterError(f"logit_bias has {token!r} where a token id is expected.", "logit_bias")
     return value

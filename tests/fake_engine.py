@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interleaf.config import CacheConfig, EngineConfig, SchedulerConfig, parse_model_config
+from interleaf.engine.core import StepTimes
 from interleaf.errors import RequestError
 from interleaf.messages import (
     EngineOutput,
@@ -195,6 +196,11 @@ class FakeClient:
             prefix_cache_hits=4,
             num_steps=self.num_steps,
         )
+
+    def step_times(self) -> StepTimes:
+        """Each step takes 4 seconds, whatever the clock says."""
+        steps = self.num_steps
+        return StepTimes(steps, schedule=0.5 * steps, execute=3.0 * steps, update=0.5 * steps, kernels=2.0 * steps)
 
     def close(self) -> None:
         self.num_closed += 1

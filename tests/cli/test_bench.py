@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from interleaf.cli.bench import report, workloads
+from interleaf.cli.bench import report, throughput, workloads
 from interleaf.errors import ConfigError
 from tests.cli.conftest import Run, Setup
 
@@ -105,17 +105,15 @@ def test_throughput_prints_a_table_and_writes_json(run: Run, setup: Setup, tmp_p
     # Three sequences hold a block of 16 slots each, 12 of them used.
     assert result["kv_waste"] == pytest.approx(0.25)
     assert "25.00%" in out and "30 / 15" in out
+    assert result["time_shares"] == {"scheduling": 0.25, "batch bookkeeping": 0.25, "kernels": 0.5, "frontend": 0.0}
     assert result["environment"]["model"] == "fake"
     assert all(request.params.ignore_eos for request in setup.client.requests)
 
 
-def test_throughput_tells_where_a_steps_time_goes_if_the_engine_does(
-    run: Run, setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = iter([{"schedule": 1.0, "execute": 1.0}, {"schedule": 2.0, "execute": 4.0}])
-    monkeypatch.setattr(setup.client, "step_times", lambda: next(times), raising=False)
-    out = run("bench", "throughput", *SMALL)[1]
-    assert "share of schedule" in out and "25.0%" in out and "75.0%" in out
+def test_throughput_tells_where_the_time_goes() -> None:
+    times = {"scheduling": 1.0, "kernels": 5.0}
+    shares = throughput.Measurement(16, seconds=10.0, idle_seconds=2.0, engine_times=times).figures()["time_shares"]
+    assert shares == {"scheduling": 0.125, "kernels": 0.625, "frontend": 0.25}
 
 
 def test_sharegpt_workload(run: Run, setup: Setup) -> None:

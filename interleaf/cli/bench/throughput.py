@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ class Measurement:
     Fields:
         held_slots, used_slots: token slots in the blocks that requests hold, and those of them that
             hold a token; both summed over steps.
-        step_times: seconds by part of a step, where the engine keeps them.
+        engine_times: seconds in the engine's steps, by part.
     """
 
     block_size: int
@@ -89,12 +89,12 @@ class Measurement:
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
-    step_times: Mapping[str, float] = field(default_factory=dict)
+    engine_times: Mapping[str, float] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """Derived figures, by the names that they have in the JSON file."""
         busy = self.seconds - self.idle_seconds
-        total = sum(self.step_times.values())
+        times = {**self.engine_times, "frontend": max(0.0, busy - sum(self.engine_times.values()))}
         return {
             "seconds": self.seconds,
             "input_tokens": self.input_tokens,
@@ -106,7 +106,7 @@ class Measurement:
             "kv_waste": 1.0 - self.used_slots / self.held_slots if self.held_slots else 0.0,
             "preemptions": self.preemptions,
             "prefix_hit_rate": self.prefix_hits / self.prefix_queries if self.prefix_queries else 0.0,
-            "step_time_shares": {name: seconds / total for name, seconds in self.step_times.items()},
+            "time_shares": {name: seconds / sum(times.values()) for name, seconds in times.items()},
         }
 
 
@@ -120,7 +120,7 @@ def measure(
     prompts = workloads.random_prompts(shapes, vocab_size, avoid, seed)
     params = [SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=one.output_tokens) for one in shapes]
     arrivals = [shape.arrival if realtime else 0.0 for shape in shapes]
-    before, times_before = llm.client.stats(), _step_times(llm)
+    before, times_before = llm.client.stats(), _engine_times(llm)
     result = Measurement(llm.config.cache.block_size)
     request_ids = _serve(llm, prompts, params, arrivals, result)
     after = llm.client.stats()
@@ -130,7 +130,7 @@ def measure(
     result.preemptions = after.num_preemptions - before.num_preemptions
     result.prefix_queries = after.prefix_cache_queries - before.prefix_cache_queries
     result.prefix_hits = after.prefix_cache_hits - before.prefix_cache_hits
-    result.step_times = {name: value - times_before.get(name, 0.0) for name, value in _step_times(llm).items()}
+    result.engine_times = {name: value - times_before[name] for name, value in _engine_times(llm).items()}
     return result
 
 
@@ -164,10 +164,14 @@ def _note_blocks(llm: LLM, result: Measurement) -> None:
     result.used_slots += stats.num_used_token_slots
 
 
-def _step_times(llm: LLM) -> dict[str, float]:
-    """Seconds spent in each part of a step since the engine started, where the engine keeps them."""
-    read: Callable[[], Mapping[str, float]] | None = getattr(llm.client, "step_times", None)
-    return {} if read is None else dict(read())
+def _engine_times(llm: LLM) -> dict[str, float]:
+    """Seconds since the engine started, by what they went to."""
+    times = llm.client.step_times()
+    return {
+        "scheduling": times.schedule + times.update,
+        "batch bookkeeping": times.execute - times.kernels,
+        "kernels": times.kernels,
+    }
 
 
 def _rows(figures: Mapping[str, Any], workload: Mapping[str, Any]) -> dict[str, str]:
@@ -185,4 +189,4 @@ def _rows(figures: Mapping[str, Any], workload: Mapping[str, Any]) -> dict[str, 
     }
     if workload["left_out"]:
         rows["left out (longer than the context)"] = f"{workload['left_out']:,}"
-    return rows | {f"share of {name}": f"{share:.1%}" for name, share in figures["step_time_shares"].items()}
+    return rows | {f"time in {name}": f"{share:.1%}" for name, share in figures["time_shares"].items()}
