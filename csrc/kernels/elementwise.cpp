@@ -67,15 +67,16 @@ INTERLEAF_INLINE void write_key(const float* head, int head_dim, int padded, int
     convert(d < head_dim ? head[d] : 0.0f, group + (d / kPair) * kKeyGroup * kPair + offset * kPair + d % kPair);
 }
 
-// Value: tokens lie in pairs for bf16. The first of a pair clears its partner, whose bits would otherwise be an
-// earlier owner's: a NaN there, times a probability of zero, is NaN.
+// Value: tokens lie in pairs for bf16. The first of a pair clears its partner (unless that is written in this step,
+// maybe by another thread): its bits would otherwise be an earlier owner's, and a NaN there, times a probability of
+// zero, is NaN.
 template <typename T>
-INTERLEAF_INLINE void write_value(const float* head, int head_dim, int padded, int offset, T* block) {
+INTERLEAF_INLINE void write_value(const float* head, int head_dim, int padded, int offset, bool clear_partner, T* block) {
   if constexpr (sizeof(T) == 2) {
     T* pair = block + static_cast<ptrdiff_t>(offset / 2) * padded * 2;
     for (int d = 0; d < padded; ++d) {
       convert(d < head_dim ? head[d] : 0.0f, pair + 2 * d + offset % 2);
-      if (offset % 2 == 0) pair[2 * d + 1] = 0;
+      if (clear_partner) pair[2 * d + 1] = 0;
     }
   } else {
     T* row = block + static_cast<ptrdiff_t>(offset) * padded;
@@ -84,7 +85,7 @@ INTERLEAF_INLINE void write_value(const float* head, int head_dim, int padded, i
 }
 
 template <typename T>
-void rotary_cache_rows(const RotaryCacheArgs& args, Range rows) {
+void rotary_cache_rows(const RotaryCacheArgs& args, Range rows, int num_rows) {
   alignas(64) float head[1024];
   const int d = args.head_dim, padded = round_up(d, kLanes);
   const int heads = args.num_heads, kv_heads = args.num_kv_heads;
@@ -95,13 +96,16 @@ void rotary_cache_rows(const RotaryCacheArgs& args, Range rows) {
       prepare_head(args, qkv + h * d, args.q_norm, args.positions[row], head);
       for (int i = 0; i < d; ++i) convert(head[i], q + h * d + i);
     }
-    const int block = args.slots[row] / args.block_size, offset = args.slots[row] % args.block_size;
+    const int slot = args.slots[row], block = slot / args.block_size, offset = slot % args.block_size;
+    const bool partner_follows = row + 1 < num_rows && args.slots[row + 1] == slot + 1;
+    const bool clear_partner = offset % 2 == 0 && !partner_follows;
     for (int g = 0; g < kv_heads; ++g) {
       const ptrdiff_t base = (static_cast<ptrdiff_t>(block) * kv_heads + g) * args.block_size * padded;
       prepare_head(args, qkv + (heads + g) * d, args.k_norm, args.positions[row], head);
       T* group = static_cast<T*>(args.k_cache) + base + static_cast<ptrdiff_t>(offset / kKeyGroup) * kKeyGroup * padded;
       write_key(head, d, padded, offset % kKeyGroup, group);
-      write_value(qkv + (heads + kv_heads + g) * d, d, padded, offset, static_cast<T*>(args.v_cache) + base);
+      write_value(qkv + (heads + kv_heads + g) * d, d, padded, offset, clear_partner,
+                  static_cast<T*>(args.v_cache) + base);
     }
   }
 }
@@ -133,9 +137,9 @@ void rms_norm(const RmsNormArgs& args, int rows, const Worker& worker) {
 void rotary_cache(const RotaryCacheArgs& args, int rows, const Worker& worker) {
   const Range part = part_of(rows, worker);
   if (args.type == DType::kF32) {
-    rotary_cache_rows<float>(args, part);
+    rotary_cache_rows<float>(args, part, rows);
   } else {
-    rotary_cache_rows<bf16>(args, part);
+    rotary_cache_rows<bf16>(args, part, rows);
   }
 }
 

@@ -15,7 +15,7 @@ import torch
 
 from interleaf.host_tensor import HostTensor
 from interleaf.ops import AttentionShape, LogprobsOutput, ModelInput, SamplingInput, StepSize
-from interleaf.ops.dequantize_reference import dequantize
+from interleaf.ops.dequantize_reference import dequantize_f32
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ def decode(source: HostTensor) -> torch.Tensor:
     elif source.dtype == "bfloat16":
         values = torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16).float()
     else:
-        values = torch.from_numpy(dequantize(source.dtype, raw, source.num_values))
+        values = torch.from_numpy(dequantize_f32(source.dtype, raw, source.num_values))
     return values.reshape(source.shape)
 
 

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from interleaf import _native
+from interleaf.ops.reference import ReferenceOps
+from tests.ops.native import LEVELS, activation, assert_close, cpu_ops, host_tensor, model_input, run
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_rms_norm(level: str, dtype: str) -> None:
+    torch.manual_seed(0)
+    ops, reference, inputs = cpu_ops(level, dtype), ReferenceOps(dtype), model_input()
+    for rows, width in [(1, 16), (3, 37), (9, 576), (64, 15)]:
+        x, weight = torch.randn(rows, width) * 5, host_tensor(torch.randn(width), "float32")
+        expected = reference.rms_norm(x, reference.vector(weight), 1e-5)
+        source, vector = activation(ops, x, _native.DType.float32), ops.vector(weight)
+        actual = run(ops, lambda s=source, v=vector: ops.rms_norm(s, v, 1e-5), rows, inputs)
+        assert_close(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_rms_norm_of_logits_rows(level: str) -> None:
+    torch.manual_seed(1)
+    ops, reference, inputs = cpu_ops(level, "float32"), ReferenceOps("float32"), model_input()
+    x, weight = torch.randn(30, 50), host_tensor(torch.randn(50), "float32")
+    inputs.logits_index[:4] = [29, 0, 7, 7]
+    inputs.size.num_logits = 4
+    expected = reference.rms_norm_of_logits_rows(x, reference.vector(weight), 1e-6, inputs)
+    source, vector = activation(ops, x, _native.DType.float32), ops.vector(weight)
+    actual = run(ops, lambda: ops.rms_norm_of_logits_rows(source, vector, 1e-6, inputs), 4, inputs)
+    assert_close(actual, expected, "float32")
