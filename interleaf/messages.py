@@ -51,8 +51,10 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     """A sequence that the worker does not hold yet: just admitted, resumed, or forked.
 
     `token_ids` is the prompt and whatever was generated before a preemption. `block_ids` is the
-    whole block table. A fork (`fork_of` set) is given no tokens to compute in this step: it
-    samples from the logits of its parent's last token.
+    whole block table. A fork (`fork_of` set) is given no tokens to compute in this step: its
+    `num_computed_tokens` is already the prompt's length, and it samples from the logits of its
+    parent's last token. Logprobs of the prompt positions 1 to `num_prompt_logprobs_done` are not
+    wanted (again).
     """
 
     sequence_id: str

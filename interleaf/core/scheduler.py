@@ -1,0 +1,380 @@
+"""Which tokens are computed in each step, and what becomes of the results.
+
+There is no prefill phase and no decode phase: each sequence has computed tokens that catch up with
+its total, within a budget of tokens a step. See docs/scheduling.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left, insort
+from operator import attrgetter
+
+from interleaf.config import CacheConfig, SchedulerConfig
+from interleaf.core.kv_manager import KVManager
+from interleaf.core.request import Request, RequestGroup, RequestStatus
+from interleaf.errors import PromptTooLongError, RequestError
+from interleaf.messages import (
+    BlockTableUpdate,
+    EngineOutput,
+    EngineRequest,
+    SchedulerOutput,
+    SchedulerStats,
+    StepOutput,
+)
+
+policy_order = attrgetter("order")
+
+
+class Scheduler:
+    """Owns every unfinished sequence; `schedule` and `update` take turns.
+
+    `_running` and `_waiting` are sorted by `Request.order`. So whoever is preempted is the last
+    of `_running`, never one that this step has already scheduled, and a preempted sequence goes
+    back to the front of `_waiting`.
+
+    A sequence that outgrows the whole pool ends with `FinishReason.LENGTH`, as it does at
+    max_model_len: whatever else runs, so that its output does not depend on its neighbours. Hence
+    a sequence that runs alone always finds blocks, and every step with work schedules something.
+    """
+
+    def __init__(self, scheduler_config: SchedulerConfig, cache_config: CacheConfig) -> None:
+        self._config = scheduler_config
+        self._capacity = cache_config.num_slots
+        self._max_total_tokens = min(scheduler_config.max_model_len, self._capacity + 1)
+        self._kv = KVManager(cache_config)
+        self._groups: dict[str, RequestGroup] = {}
+        self._sequences: dict[str, Request] = {}
+        self._running: list[Request] = []
+        self._waiting: list[Request] = []
+        self._removed_sequence_ids: list[str] = []
+        self._num_arrivals = 0
+        self._stats = SchedulerStats(num_blocks=cache_config.num_blocks)
+        assert scheduler_config.enable_chunked_prefill or (
+            scheduler_config.max_num_batched_tokens >= scheduler_config.max_model_len
+        ), "without chunked prefill every prompt must fit in one step"
+
+    def add_request(self, engine_request: EngineRequest) -> None:
+        """Queue a request.
+
+        With `resumed_token_ids` its sequences go on behind the tokens that were already delivered;
+        those that had ended with them are left out, as their finish reason was delivered too.
+
+        Raises:
+            RequestError: the prompt is empty, or `resumed_token_ids` does not match `n`.
+            PromptTooLongError: the prompt leaves no room for a token, in the context or the cache.
+        """
+        self._check(engine_request)
+        params = engine_request.params
+        priority = engine_request.priority if self._config.policy == "priority" else 0
+        group = RequestGroup(engine_request, priority, self._num_arrivals)
+        self._num_arrivals += 1
+        if any(engine_request.resumed_token_ids or ()):
+            self._add_resumed(group)
+            return
+        if params.prompt_logprobs is not None:
+            group.prompt_logprobs = []
+        group.has_pending_forks = params.n > 1
+        self._groups[engine_request.request_id] = group
+        self._enqueue(group.new_sequence(0))
+
+    def abort(self, request_ids: list[str]) -> None:
+        """End whole requests, with all their sequences. Unknown ids are ignored."""
+        for request_id in request_ids:
+            group = self._groups.get(request_id)
+            if group is not None:
+                group.has_pending_forks = False
+                for request in list(group.sequences.values()):
+                    self._retire(request)
+
+    def abort_sequences(self, sequence_ids: list[str]) -> None:
+        """End single sequences; their siblings go on. Unknown ids are ignored."""
+        for sequence_id in sequence_ids:
+            request = self._sequences.get(sequence_id)
+            if request is not None:
+                if request.group.has_pending_forks:
+                    self._queue_forks(request.group, 1)
+                self._retire(request)
+
+    def schedule(self) -> SchedulerOutput:
+        """Choose the tokens of the next step. Call while `has_unfinished()`."""
+        output = SchedulerOutput(self._stats.num_steps, {})
+        self._stats.num_steps += 1
+        num_preemptions = self._stats.num_preemptions
+        reserved = self._schedule_running(output)
+        if self._stats.num_preemptions == num_preemptions:
+            self._schedule_waiting(output, reserved)
+        output.removed_sequence_ids = self._removed_sequence_ids
+        self._removed_sequence_ids = []
+        return output
+
+    def update(self, scheduler_output: SchedulerOutput, step_output: StepOutput) -> list[EngineOutput]:
+        """Take in a step's results; return the news of each sequence that has some.
+
+        Sequences that were aborted since `schedule` are skipped.
+        """
+        assert scheduler_output.step == step_output.step, "steps are updated in the order they were scheduled"
+        outputs: list[EngineOutput] = []
+        sequences = self._sequences
+        for sequence_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
+            request = sequences.get(sequence_id)
+            if request is not None:
+                request.num_computed_tokens += num_tokens
+                self._collect(request, step_output, outputs)
+        for new in scheduler_output.new_requests:
+            if new.fork_of is not None and new.sequence_id in sequences:
+                self._collect(sequences[new.sequence_id], step_output, outputs)
+        return outputs
+
+    def has_unfinished(self) -> bool:
+        """Whether any sequence runs or waits. Removals that the worker has not seen don't count."""
+        return bool(self._sequences)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes; False, and nothing done, while any block is in use."""
+        return self._kv.reset_prefix_cache()
+
+    def stats(self) -> SchedulerStats:
+        """Gauges and counters as of now; costs one visit to each running sequence."""
+        self._stats.num_running = len(self._running)
+        self._stats.num_waiting = len(self._waiting)
+        self._stats.num_free_blocks = self._kv.pool.num_free
+        self._stats.num_used_token_slots = self._kv.num_used_token_slots(self._running)
+        return copy.copy(self._stats)
+
+    def check_invariants(self) -> None:
+        """Assert that queues, groups and blocks agree; for tests, and for an idle engine."""
+        assert self._running == sorted(self._running, key=policy_order)
+        assert self._waiting == sorted(self._waiting, key=policy_order)
+        assert len(self._running) <= self._config.max_num_seqs
+        assert all(request.status is RequestStatus.RUNNING for request in self._running)
+        assert all(request.status is RequestStatus.WAITING for request in self._waiting)
+        for request in self._waiting:
+            assert not (request.block_ids or request.num_computed_tokens or request.num_committed_blocks)
+        alive = {request.sequence_id: request for request in self._running + self._waiting}
+        assert alive == self._sequences and len(alive) == len(self._running) + len(self._waiting)
+        grouped = [request for group in self._groups.values() for request in group.sequences.values()]
+        assert len(grouped) == len(alive) and all(alive[request.sequence_id] is request for request in grouped)
+        assert all(group.sequences for group in self._groups.values())
+        self._kv.check_invariants(self._running)
+
+    def _check(self, engine_request: EngineRequest) -> None:
+        num_prompt_tokens = len(engine_request.prompt_token_ids)
+        resumed = engine_request.resumed_token_ids
+        assert engine_request.request_id not in self._groups, "request ids are unique"
+        if num_prompt_tokens == 0:
+            raise RequestError("The prompt is empty: send at least one token.", "prompt")
+        if resumed and len(resumed) != engine_request.params.n:
+            raise RequestError(f"resumed_token_ids has {len(resumed)} lists for n={engine_request.params.n} sequences.")
+        if num_prompt_tokens >= self._config.max_model_len:
+            raise PromptTooLongError(
+                f"The prompt has {num_prompt_tokens} tokens, which leaves no room for output in the context of "
+                f"{self._config.max_model_len}: shorten it or raise --max-model-len.",
+                "prompt",
+            )
+        if num_prompt_tokens >= self._capacity:
+            raise PromptTooLongError(
+                f"The prompt has {num_prompt_tokens} tokens, which leaves no room for output in the KV cache of "
+                f"{self._capacity}: shorten it or raise --kv-cache-memory-bytes.",
+                "prompt",
+            )
+
+    def _add_resumed(self, group: RequestGroup) -> None:
+        """Queue what is left of a replayed request.
+
+        Prompt logprobs travel with sequence 0's first token; if that was not delivered, they are due.
+        """
+        source = group.source
+        if source.params.prompt_logprobs is not None and source.resumed_token_ids and not source.resumed_token_ids[0]:
+            group.prompt_logprobs = []
+        for index in range(source.params.n):
+            request = group.new_sequence(index)
+            if request.output_token_ids and request.stop_reason(self._max_total_tokens) is not None:
+                del group.sequences[index]
+            else:
+                self._groups[source.request_id] = group
+                self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        assert request.sequence_id not in self._sequences, "sequence ids are unique"
+        self._sequences[request.sequence_id] = request
+        insort(self._waiting, request, key=policy_order)
+
+    def _schedule_running(self, output: SchedulerOutput) -> int:
+        """Schedule running sequences in order; return the blocks that their prompts still need."""
+        running = self._running
+        scheduled = output.num_scheduled_tokens
+        budget = self._config.max_num_batched_tokens
+        threshold = self._config.long_prefill_token_threshold or budget
+        num_blocks_needed = self._kv.num_blocks_needed
+        forking = []
+        reserved = 0
+        index = 0
+        while index < len(running) and budget > 0:
+            request = running[index]
+            left = request.num_tokens - request.num_computed_tokens
+            num_tokens = min(left, budget, threshold)
+            if num_blocks_needed(request, num_tokens) and not self._grow(request, num_tokens, output):
+                break
+            scheduled[request.sequence_id] = num_tokens
+            budget -= num_tokens
+            if num_tokens < left:
+                reserved += self._kv.num_blocks_missing(request, request.num_computed_tokens + num_tokens)
+            elif request.group.has_pending_forks:
+                forking.append(request)
+            index += 1
+        output.total_num_scheduled_tokens = self._config.max_num_batched_tokens - budget
+        for request in forking:
+            self._fork(request, output)
+        return reserved
+
+    def _grow(self, request: Request, num_tokens: int, output: SchedulerOutput) -> bool:
+        """Get a running sequence its blocks, preempting from the tail; False if that was itself.
+
+        What is needed changes with each preemption: a shared block may become the sequence's own.
+        """
+        while (needed := self._kv.num_blocks_needed(request, num_tokens)) > self._kv.pool.num_free:
+            assert len(self._running) > 1, "a sequence that runs alone fits in the pool"
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        if needed:
+            start = self._kv.allocate(request, num_tokens, output.block_copies)
+            output.block_table_updates.append(BlockTableUpdate(request.sequence_id, start, request.block_ids[start:]))
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """Back to the waiting queue without blocks, to be recomputed from its tokens."""
+        self._stop_running(request)
+        request.status = RequestStatus.WAITING
+        request.num_preemptions += 1
+        self._stats.num_preemptions += 1
+        insort(self._waiting, request, key=policy_order)
+
+    def _schedule_waiting(self, output: SchedulerOutput, reserved: int) -> None:
+        """Admit waiting sequences in order, up to the first that can't be.
+
+        A sequence starts only when all its tokens fit beside the `reserved` blocks of prompts in
+        progress; else it would soon be preempted, or preempt others.
+        """
+        config = self._config
+        block_size = self._kv.block_size
+        while self._waiting and len(self._running) < config.max_num_seqs:
+            budget = config.max_num_batched_tokens - output.total_num_scheduled_tokens
+            if not budget:
+                break
+            request = self._waiting[0]
+            cached = self._kv.cached_prefix(request)
+            left = request.num_tokens - len(cached) * block_size
+            if not config.enable_chunked_prefill:
+                num_tokens = left if left <= budget else 0
+            else:
+                num_tokens = min(left, budget, config.long_prefill_token_threshold or left)
+            if not num_tokens or not self._kv.can_admit(request, cached, reserved):
+                break
+            del self._waiting[0]
+            self._admit(request, cached, num_tokens, output)
+            reserved += self._kv.num_blocks_missing(request, request.num_computed_tokens + num_tokens)
+
+    def _admit(self, request: Request, cached: list[int], num_tokens: int, output: SchedulerOutput) -> None:
+        self._kv.admit(request, cached, num_tokens)
+        request.status = RequestStatus.RUNNING
+        insort(self._running, request, key=policy_order)
+        if request.num_preemptions == 0:
+            self._count_first_admission(request)
+        output.new_requests.append(request.as_new_request())
+        output.num_scheduled_tokens[request.sequence_id] = num_tokens
+        output.total_num_scheduled_tokens += num_tokens
+        if request.group.has_pending_forks and request.num_computed_tokens + num_tokens == request.num_tokens:
+            self._fork(request, output)
+
+    def _count_first_admission(self, request: Request) -> None:
+        request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
+        if self._kv.enable_prefix_caching:
+            self._stats.prefix_cache_queries += request.num_tokens
+            self._stats.prefix_cache_hits += request.num_computed_tokens
+        if request.index == 0:
+            self._stats.num_prompt_tokens += request.num_prompt_tokens
+
+    def _fork(self, parent: Request, output: SchedulerOutput) -> None:
+        """Start the siblings of sequence 0, whose last prompt token is in this step.
+
+        Those for which `max_num_seqs` has no room wait as ordinary sequences.
+        """
+        group = parent.group
+        seats = self._config.max_num_seqs - len(self._running)
+        num_started = min(seats, group.source.params.n - 1)
+        for index in range(1, 1 + num_started):
+            child = group.new_sequence(index)
+            self._kv.fork(parent, child)
+            child.status = RequestStatus.RUNNING
+            child.num_computed_tokens = child.num_prompt_tokens
+            child.num_cached_tokens = parent.num_cached_tokens
+            self._sequences[child.sequence_id] = child
+            insort(self._running, child, key=policy_order)
+            output.new_requests.append(child.as_new_request(fork_of=parent.sequence_id))
+        self._queue_forks(group, 1 + num_started)
+
+    def _queue_forks(self, group: RequestGroup, first: int) -> None:
+        """Make pending forks from index `first` on ordinary waiting sequences."""
+        group.has_pending_forks = False
+        for index in range(first, group.source.params.n):
+            self._enqueue(group.new_sequence(index))
+
+    def _collect(self, request: Request, step_output: StepOutput, outputs: list[EngineOutput]) -> None:
+        """Take in the results of one sequence, whose computed tokens are already advanced."""
+        self._kv.commit(request)
+        sequence_id = request.sequence_id
+        if sequence_id in step_output.prompt_logprobs:
+            self._gather_prompt_logprobs(request, step_output)
+        if request.num_computed_tokens < request.num_tokens:
+            return
+        new_token_ids: list[int] = []
+        stop = None
+        for token_id in step_output.sampled_token_ids[sequence_id]:
+            new_token_ids.append(token_id)
+            request.output_token_ids.append(token_id)
+            stop = request.stop_reason(self._max_total_tokens)
+            if stop is not None:
+                break
+        self._stats.num_generation_tokens += len(new_token_ids)
+        output = EngineOutput(
+            request.group.source.request_id, request.index, new_token_ids, num_cached_tokens=request.num_cached_tokens
+        )
+        if sequence_id in step_output.logprobs:
+            output.logprobs = step_output.logprobs[sequence_id][: len(new_token_ids)]
+        if request.index == 0 and request.group.prompt_logprobs is not None:
+            assert len(request.group.prompt_logprobs) == request.num_prompt_tokens - 1, "each position has its entry"
+            output.prompt_logprobs, request.group.prompt_logprobs = request.group.prompt_logprobs, None
+        if stop is not None:
+            output.finish_reason, output.stop_reason = stop
+            self._retire(request)
+        outputs.append(output)
+
+    def _gather_prompt_logprobs(self, request: Request, step_output: StepOutput) -> None:
+        """Append a chunk's entries behind those there are; a recomputed prompt brings some again."""
+        gathered = request.group.prompt_logprobs
+        if request.index == 0 and gathered is not None:
+            start, entries = step_output.prompt_logprobs[request.sequence_id]
+            known = len(gathered) + 1 - start
+            assert known >= 0, "chunks of prompt logprobs leave no gap"
+            gathered.extend(entries[known:])
+
+    def _retire(self, request: Request) -> None:
+        """Let go of a sequence that has ended."""
+        if request.status is RequestStatus.RUNNING:
+            self._stop_running(request)
+        else:
+            del self._waiting[bisect_left(self._waiting, request.order, key=policy_order)]
+        request.status = RequestStatus.FINISHED
+        group = request.group
+        del self._sequences[request.sequence_id]
+        del group.sequences[request.index]
+        if not group.sequences:
+            del self._groups[group.source.request_id]
+
+    def _stop_running(self, request: Request) -> None:
+        del self._running[bisect_left(self._running, request.order, key=policy_order)]
+        self._removed_sequence_ids.append(request.sequence_id)
+        self._kv.free(request)

@@ -1,0 +1,156 @@
+"""A worker without a model: its memory holds, for each token slot, a tag of everything up to it.
+
+The tag of position p is a function of the tokens 0..p (and of the request's salt), so comparing
+one tag compares a whole context. Tokens are sampled from the tag that is *read through the block
+table*: a lost copy, a block used twice or shared wrongly changes what is generated, besides
+failing the checks here. `generate` gives what a sequence must produce, without any engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interleaf.messages import EngineRequest, FinishReason, NewRequest, SchedulerOutput, StepOutput, TokenLogprobs
+
+ROOT_TAGS = {None: 1, "salt": 2}
+
+
+def tags_of(token_ids: list[int], salt: str | None = None) -> list[int]:
+    tags, tag = [], ROOT_TAGS[salt]
+    for token_id in token_ids:
+        tag = hash((tag, token_id))
+        tags.append(tag)
+    return tags
+
+
+def sample(tag: int, seed: int, vocab_size: int) -> int:
+    return hash((tag, seed)) % vocab_size
+
+
+def generate(source: EngineRequest, index: int, vocab_size: int, max_total: int) -> tuple[list[int], FinishReason]:
+    """What sequence `index` of a request yields when it has the machine to itself."""
+    params = source.params
+    seed = (params.seed + index + 2**63) % 2**64 - 2**63
+    output: list[int] = []
+    while True:
+        token = sample(tags_of(source.prompt_token_ids + output, source.cache_salt)[-1], seed, vocab_size)
+        output.append(token)
+        if len(output) >= params.min_tokens and (
+            (token in source.eos_token_ids and not params.ignore_eos) or token in (params.stop_token_ids or [])
+        ):
+            return output, FinishReason.STOP
+        if len(output) == params.max_tokens or len(source.prompt_token_ids) + len(output) == max_total:
+            return output, FinishReason.LENGTH
+
+
+@dataclass
+class Held:
+    """The worker's copy of a sequence."""
+
+    tags: list[int]
+    tokens: list[int]
+    table: list[int]
+    num_computed: int
+    new: NewRequest
+
+
+class MemoryWorker:
+    def __init__(self, num_blocks: int, block_size: int, vocab_size: int = 50) -> None:
+        self.block_size = block_size
+        self.vocab_size = vocab_size
+        self.slots: list[int | None] = [None] * (num_blocks * block_size)
+        self.sequences: dict[str, Held] = {}
+        self.salts: dict[str, str] = {}
+        self.num_copies = 0
+
+    def execute(self, output: SchedulerOutput) -> StepOutput:
+        for sequence_id in output.removed_sequence_ids:
+            del self.sequences[sequence_id]
+        for new in output.new_requests:
+            self._hold(new)
+        assert len({update.sequence_id for update in output.block_table_updates}) == len(output.block_table_updates)
+        for update in output.block_table_updates:
+            held = self.sequences[update.sequence_id]
+            assert update.start <= len(held.table) and update.block_ids
+            held.table[update.start :] = update.block_ids
+        for source, target in output.block_copies:
+            size = self.block_size
+            self.slots[target * size : (target + 1) * size] = self.slots[source * size : (source + 1) * size]
+            self.num_copies += 1
+        self._check_writes(output)
+        return self._compute(output)
+
+    def _hold(self, new: NewRequest) -> None:
+        assert new.sequence_id not in self.sequences
+        salt = self.salts.get(new.sequence_id.split(".")[0])
+        tags = tags_of(new.token_ids, salt)
+        held = Held(tags, list(new.token_ids), list(new.block_ids), new.num_computed_tokens, new)
+        if new.fork_of is not None:
+            assert self.sequences[new.fork_of].tokens == new.token_ids
+            assert new.num_computed_tokens == len(new.token_ids) == new.num_prompt_tokens
+        self.sequences[new.sequence_id] = held
+
+    def _check_writes(self, output: SchedulerOutput) -> None:
+        """A block that is written is in one table only, but for forks of the writer in this step."""
+        forked = {new.sequence_id: new.fork_of for new in output.new_requests}
+        holders: dict[int, list[str]] = {}
+        for sequence_id, held in self.sequences.items():
+            assert len(set(held.table)) == len(held.table)
+            for block_id in held.table:
+                holders.setdefault(block_id, []).append(sequence_id)
+        for sequence_id, num_tokens in output.num_scheduled_tokens.items():
+            held = self.sequences[sequence_id]
+            assert 0 < num_tokens <= len(held.tokens) - held.num_computed
+            first, last = held.num_computed // self.block_size, (held.num_computed + num_tokens - 1) // self.block_size
+            assert len(held.table) == last + 1, "blocks are taken on demand"
+            for block_id in held.table[first:]:
+                others = [other for other in holders[block_id] if other != sequence_id]
+                assert all(forked.get(other) == sequence_id for other in others), "a written block is shared"
+        assert output.total_num_scheduled_tokens == sum(output.num_scheduled_tokens.values())
+
+    def _compute(self, output: SchedulerOutput) -> StepOutput:
+        scheduled = {sequence_id: self.sequences[sequence_id] for sequence_id in output.num_scheduled_tokens}
+        for held in scheduled.values():
+            self._check_context(held, held.num_computed)
+        step = StepOutput(output.step, {})
+        for sequence_id, held in scheduled.items():
+            start, stop = held.num_computed, held.num_computed + output.num_scheduled_tokens[sequence_id]
+            for position in range(start, stop):
+                self.slots[self._slot(held, position)] = held.tags[position]
+            held.num_computed = stop
+            self._add_prompt_logprobs(held, start, stop, step)
+        forks = [self.sequences[new.sequence_id] for new in output.new_requests if new.fork_of is not None]
+        for held in [*scheduled.values(), *forks]:
+            self._check_context(held, held.num_computed)
+            if held.num_computed == len(held.tokens):
+                self._sample(held, step)
+        return step
+
+    def _slot(self, held: Held, position: int) -> int:
+        return held.table[position // self.block_size] * self.block_size + position % self.block_size
+
+    def _check_context(self, held: Held, num_tokens: int) -> None:
+        context = [self.slots[self._slot(held, position)] for position in range(num_tokens)]
+        assert context == held.tags[:num_tokens], f"{held.new.sequence_id} reads a context that is not its own"
+
+    def _add_prompt_logprobs(self, held: Held, start: int, stop: int, step: StepOutput) -> None:
+        new = held.new
+        if new.params.prompt_logprobs is None:
+            return
+        first = max(start, new.num_prompt_logprobs_done) + 1
+        entries = [
+            TokenLogprobs([held.tokens[position]], [-1.0], 1)
+            for position in range(first, min(stop, new.num_prompt_tokens - 1) + 1)
+        ]
+        if entries:
+            step.prompt_logprobs[new.sequence_id] = (first, entries)
+
+    def _sample(self, held: Held, step: StepOutput) -> None:
+        tag = self.slots[self._slot(held, held.num_computed - 1)]
+        assert tag is not None
+        token_id = sample(tag, held.new.seed, self.vocab_size)
+        held.tokens.append(token_id)
+        held.tags.append(hash((tag, token_id)))
+        step.sampled_token_ids[held.new.sequence_id] = [token_id]
+        if held.new.params.logprobs is not None:
+            step.logprobs[held.new.sequence_id] = [TokenLogprobs([token_id], [-1.0], 1)]
