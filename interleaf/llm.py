@@ -25,6 +25,7 @@ from interleaf.params import RequestOutputKind, SamplingParams
 if TYPE_CHECKING:
     from interleaf.engine.core import StepTimes
     from interleaf.frontend.tokenizer import Tokenizer
+    from interleaf.loader.checkpoint import Checkpoint
     from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats
 
 T = TypeVar("T")
@@ -75,7 +76,9 @@ class LLM:
     a `with` block, or when it is deleted.
     """
 
+    # On the class as well, so that an LLM whose making failed can be closed.
     _client: EngineClient | None = None
+    _checkpoint: Checkpoint | None = None
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
         args = engine_args({"model": model, **options})
@@ -91,7 +94,8 @@ class LLM:
         except BaseException:
             checkpoint.close()
             raise
-        self._attach(client, tokenizer, checkpoint.generation_config, args, checkpoint.close)
+        self._attach(client, tokenizer, checkpoint.generation_config, args)
+        self._checkpoint = checkpoint
 
     @classmethod
     def from_client(
@@ -99,7 +103,7 @@ class LLM:
     ) -> Self:
         """An LLM on an engine that runs already; it is closed with the LLM."""
         llm = cls.__new__(cls)
-        llm._attach(client, tokenizer, generation_config or {}, EngineArgs(), lambda: None)
+        llm._attach(client, tokenizer, generation_config or {}, EngineArgs())
         return llm
 
     def _attach(
@@ -108,12 +112,10 @@ class LLM:
         tokenizer: Tokenizer,
         generation_config: Mapping[str, Any],
         args: EngineArgs,
-        close_checkpoint: Callable[[], None],
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
         self._chat_template = _template_text(args.chat_template, tokenizer)
-        self._close_checkpoint = close_checkpoint
         self._processor = Processor(client.config, tokenizer, generation_config)
         self._outputs = OutputProcessor(tokenizer)
         self._outboxes: dict[str, list[RequestOutput]] = {}
@@ -326,9 +328,11 @@ class LLM:
     def close(self) -> None:
         """Free all memory; the LLM cannot be used afterwards. Closing again does nothing."""
         client, self._client = self._client, None
+        checkpoint, self._checkpoint = self._checkpoint, None
         if client is not None:
             client.close()
-            self._close_checkpoint()
+        if checkpoint is not None:
+            checkpoint.close()
 
     def __enter__(self) -> Self:
         return self
