@@ -1,0 +1,143 @@
+"""Promise 1: a request's tokens and logprobs are the same bits however it is run. Compared with ==."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from interleaf import LLM, RequestOutput, SamplingParams
+from tests.loader import tiny
+
+CACHE_BYTES = 1 << 24
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.tiny_qwen3(tmp_path_factory.mktemp("same-bits"), num_hidden_layers=3)
+
+
+def requests(count: int = 64, vocab_size: int = 384) -> list[tuple[list[int], SamplingParams]]:
+    """Short and long prompts, some with a common prefix; greedy and sampled with every filter and penalty."""
+    rng = np.random.default_rng(7)
+    prefix = rng.integers(3, vocab_size, 70).tolist()
+    settings: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.8},
+        {"temperature": 1.2, "top_k": 20},
+        {"temperature": 1.0, "top_p": 0.9, "min_p": 0.02},
+        {"temperature": 0.7, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
+    ]
+    result = []
+    for i in range(count):
+        prompt = rng.integers(3, vocab_size, int(rng.integers(1, 120))).tolist()
+        if i % 3 == 0:
+            prompt = prefix + prompt[:20]
+        params = SamplingParams(
+            **settings[i % len(settings)],
+            seed=1000 + i,
+            max_tokens=int(rng.integers(2, 30)),
+            ignore_eos=True,
+            logprobs=2,
+            prompt_logprobs=1 if i % 7 == 0 else None,
+        )
+        result.append((prompt, params))
+    return result
+
+
+def essence(output: RequestOutput) -> list[Any]:
+    """What must be equal: tokens, logprobs with their ranks, prompt logprobs."""
+
+    def plain(entries: Any) -> Any:
+        return [
+            None if entry is None else {token: (value.logprob, value.rank) for token, value in entry.items()}
+            for entry in entries or ()
+        ]
+
+    sequences = [(sequence.token_ids, plain(sequence.logprobs)) for sequence in output.outputs]
+    return [sequences, plain(output.prompt_logprobs)]
+
+
+def run(llm: LLM, work: list[tuple[list[int], SamplingParams]]) -> list[Any]:
+    prompts, params = zip(*work, strict=True)
+    return [essence(output) for output in llm.generate(list(prompts), list(params), use_tqdm=False)]
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> Iterator[list[Any]]:
+    """Every request alone in a fresh engine's batch."""
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, enable_prefix_caching=False) as llm:
+        yield [run(llm, [request])[0] for request in requests()]
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "all at once": {},
+    "small steps": {"max_num_batched_tokens": 64},
+    "large steps": {"max_num_batched_tokens": 2048},
+    "no prefix cache": {"enable_prefix_caching": False},
+    "few at a time": {"max_num_seqs": 3},
+    "larger blocks": {"block_size": 64},
+    "long prompts in pieces": {"long_prefill_token_threshold": 13},
+    "by priority": {"scheduling_policy": "priority"},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_same_bits(mode: str, model: Path, expected: list[Any]) -> None:
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, **MODES[mode]) as llm:
+        assert run(llm, requests()) == expected
+
+
+def test_same_bits_in_any_order_cold_and_warm(model: Path, expected: list[Any]) -> None:
+    order = list(range(len(expected)))
+    random.Random(0).shuffle(order)
+    work = requests()
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES) as llm:
+        for _ in range(2):
+            for index, result in zip(order, run(llm, [work[i] for i in order]), strict=True):
+                assert result == expected[index]
+        assert llm.client.stats().prefix_cache_hits > 0
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_same_bits_under_preemption(model: Path, expected: list[Any], caching: bool) -> None:
+    budget = 14 * block_bytes(model)
+    with LLM(model, max_model_len=160, kv_cache_memory_bytes=budget, enable_prefix_caching=caching) as llm:
+        assert run(llm, requests()) == expected
+        assert llm.client.stats().num_preemptions > 10
+
+
+def block_bytes(model: Path) -> int:
+    from interleaf.config import kv_bytes_per_token, parse_model_config
+    from interleaf.loader.checkpoint import open_checkpoint
+
+    with open_checkpoint(str(model)) as checkpoint:
+        return kv_bytes_per_token(parse_model_config(checkpoint.hf_config), "bfloat16") * 16
+
+
+@pytest.mark.parametrize("options", [{}, {"max_num_seqs": 2}, {"max_num_batched_tokens": 20}, {"enable_prefix_caching": False}])
+def test_n_sequences_are_n_requests_with_the_derived_seeds(model: Path, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(3)
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, **options) as llm:
+        for length in (1, 15, 16, 17, 47, 64):
+            prompt = rng.integers(3, 384, length).tolist()
+            common = {"temperature": 0.9, "max_tokens": 20, "ignore_eos": True, "logprobs": 1}
+            together = run(llm, [(prompt, SamplingParams(n=4, seed=50, **common))])[0][0]
+            apart = [run(llm, [(prompt, SamplingParams(seed=50 + i, **common))])[0][0][0] for i in range(4)]
+            assert together == apart
+            assert len({tuple(tokens) for tokens, _ in together}) > 1
+
+
+def test_same_bits_on_a_fresh_engine_with_the_real_model(builtin_gguf: Path) -> None:
+    work = [
+        (prompt, SamplingParams(**{**{"temperature": params.temperature}, "seed": params.seed, "max_tokens": 8, "logprobs": 1}))
+        for prompt, params in requests(12, 49000)
+    ]
+    with LLM(kv_cache_memory_bytes=1 << 28) as llm:
+        alone = [run(llm, [request])[0] for request in work]
+    with LLM(kv_cache_memory_bytes=1 << 28, max_num_batched_tokens=64) as llm:
+        assert run(llm, work) == alone
