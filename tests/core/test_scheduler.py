@@ -113,6 +113,19 @@ def test_fcfs_preempts_the_last_and_resumes_it_first():
     tokens = rig.run()
     assert [tokens[source.request_id, 0] for source in sources] == [expected(source) for source in sources]
     assert rig.scheduler.stats().num_preemptions > 0
+    assert rig.scheduler.stats().num_prompt_tokens == 7 + 8 + 3, "a resumed prompt is not counted again"
+
+
+def test_nothing_is_admitted_in_a_step_that_preempts():
+    rig = Rig(num_blocks=5, policy="priority", caching=False)
+    rig.add("high", 7, priority=0)
+    rig.add("low", 11, priority=5)
+    rig.step()
+    rig.step()
+    rig.add("mid", 3, priority=1)
+    output = rig.step()
+    assert (output.removed_sequence_ids, list(output.num_scheduled_tokens)) == (["low"], ["high"])
+    assert list(rig.step().num_scheduled_tokens) == ["high", "mid"]
 
 
 def test_priority_decides_admission_and_preemption():
@@ -167,7 +180,7 @@ def test_four_samples_take_a_third_of_the_blocks_of_four_requests():
             rig.add(str(number), 512, n=n, max_tokens=32)
         peak = 0
         while rig.scheduler.has_unfinished():
-            rig.step()
+            assert rig.step().total_num_scheduled_tokens > 0
             peak = max(peak, 1000 - rig.scheduler.stats().num_free_blocks)
         return peak
 

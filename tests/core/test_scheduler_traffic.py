@@ -227,6 +227,7 @@ def test_traffic_is_deterministic(policy):
         trace = []
         while scheduler.has_unfinished():
             output = scheduler.schedule()
+            assert output.total_num_scheduled_tokens > 0
             trace.append((output, scheduler.update(output, worker.execute(output))))
         return trace, scheduler.stats()
 
