@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,29 @@ DTYPES = {"auto": "bfloat16", "bfloat16": "bfloat16", "float32": "float32", "flo
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 BLOCK_MULTIPLE = 16
 """Block sizes are multiples of this: one 512-bit register holds the scores of 16 keys."""
+
+LEAST_VALUES = {
+    "max_model_len": 1,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "block_size": BLOCK_MULTIPLE,
+    "kv_cache_memory_bytes": 1,
+    "long_prefill_token_threshold": 0,
+    "max_logprobs": -1,
+    "seed": None,
+    "threads": 1,
+}
+"""Fields of `EngineArgs` that are integers -> the least value each may have."""
+MAY_BE_NONE = {"max_model_len", "kv_cache_memory_bytes", "seed", "threads"}
+
+CGROUP_MEMORY_FILES = tuple(
+    (f"/sys/fs/cgroup/{limit}", f"/sys/fs/cgroup/{usage}", f"/sys/fs/cgroup/{directory}memory.stat", name)
+    for limit, usage, directory, name in (
+        ("memory.max", "memory.current", "", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/", "total_inactive_file"),
+    )
+)
+"""Limit, usage, statistics, and the reclaimable part's name in the statistics: cgroups v2 and v1."""
 
 DEFAULT_MEMORY_SHARE = 0.5
 """Share of the memory that is free once the weights are loaded that the KV cache may take."""
@@ -219,13 +243,13 @@ def free_memory() -> int:
                 available = int(line.split()[1]) * 1024
     except (OSError, ValueError):
         pass
-    for limit_file, usage_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
+    for limit, usage, statistics, name in CGROUP_MEMORY_FILES:
         try:
-            available = min(available, int(Path(limit_file).read_text()) - int(Path(usage_file).read_text()))
-        except (OSError, ValueError):
+            # Files that were read a while ago count as used, but are dropped when memory is asked for.
+            counted = dict(line.split() for line in Path(statistics).read_text().splitlines())
+            used = int(Path(usage).read_text()) - int(counted[name])
+            available = min(available, int(Path(limit).read_text()) - used)
+        except (OSError, ValueError, KeyError):
             continue
     return max(available, 0)
 
@@ -258,7 +282,7 @@ def parse_model_config(hf: Mapping[str, Any]) -> ModelConfig:
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         vocab_size=_size(hf, "vocab_size"),
-        norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+        norm_eps=_positive(hf, "rms_norm_eps", 1e-6),
         max_position_embeddings=_size(hf, "max_position_embeddings", 2048),
         tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
         rope=_rope(hf, head_dim),
@@ -268,13 +292,28 @@ def parse_model_config(hf: Mapping[str, Any]) -> ModelConfig:
 
 def _rope(hf: Mapping[str, Any], head_dim: int) -> RopeConfig:
     """Both spellings: `rope_theta` + `rope_scaling`, and Transformers 5's `rope_parameters`."""
-    scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    given = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise CorruptCheckpointError(f"The checkpoint's config.json has no usable rotary scaling (found {given!r}).")
+    scaling = dict(given)
+    kind: Any = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ("default", "linear", "dynamic", "llama3", "yarn"):
         raise UnsupportedModelError(f"The checkpoint's rotary scaling {kind!r} is not supported.")
-    theta = float(scaling.get("rope_theta") or hf.get("rope_theta") or 10000.0)
-    partial = float(scaling.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0)
+    theta = _positive(scaling, "rope_theta", _positive(hf, "rope_theta", 10000.0))
+    partial = _positive(scaling, "partial_rotary_factor", _positive(hf, "partial_rotary_factor", 1.0))
+    if partial > 1.0:
+        raise CorruptCheckpointError(f"The checkpoint's config.json rotates {partial} times each head: 1 is the most.")
+    _positive(scaling, "factor", 1.0)
     return RopeConfig(theta, kind, int(head_dim * partial), MappingProxyType(scaling))
+
+
+def _positive(hf: Mapping[str, Any], name: str, default: float) -> float:
+    value = hf.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise CorruptCheckpointError(f"The checkpoint's config.json has no usable {name!r} (found {value!r}).")
+    return float(value)
 
 
 def _size(hf: Mapping[str, Any], name: str, default: int | None = None) -> int:
@@ -298,18 +337,17 @@ def resolve_dtype(name: str) -> Literal["bfloat16", "float32"]:
 
 
 def _check_limits(args: EngineArgs) -> None:
-    for name, low in (("max_num_seqs", 1), ("max_num_batched_tokens", 1), ("threads", 1), ("max_model_len", 1)):
+    for name, least in LEAST_VALUES.items():
         value = getattr(args, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-            raise ConfigError(f"{name} must be an integer of at least {low}, not {value!r}.")
-    if not isinstance(args.block_size, int) or args.block_size < BLOCK_MULTIPLE or args.block_size % BLOCK_MULTIPLE:
+        if value is None and name in MAY_BE_NONE:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+            bound = "" if least is None else f" of at least {least}"
+            raise ConfigError(f"{name} must be an integer{bound}, not {value!r}.")
+    if args.block_size % BLOCK_MULTIPLE:
         raise ConfigError(f"block_size must be a multiple of {BLOCK_MULTIPLE}, not {args.block_size!r}.")
     if args.scheduling_policy not in ("fcfs", "priority"):
         raise ConfigError(f"scheduling_policy must be fcfs or priority, not {args.scheduling_policy!r}.")
-    if args.max_logprobs < -1:
-        raise ConfigError(f"max_logprobs must be -1 or more, not {args.max_logprobs}.")
-    if args.long_prefill_token_threshold < 0:
-        raise ConfigError("long_prefill_token_threshold must be 0 (no limit) or more.")
 
 
 def _max_model_len(args: EngineArgs, model: ModelConfig) -> int:
