@@ -52,6 +52,7 @@ BOOL, STRING, ARRAY = 7, 8, 9
 MAGIC = int.from_bytes(b"GGUF", "little")
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
+MAX_NAME_BYTES = 1024
 MAX_ARRAY_DEPTH = 4
 MAX_STRINGS = 1 << 22
 MIN_PAIR_BYTES = 13
@@ -130,13 +131,13 @@ class _Reader:
         return int(_unpack_u64(self.buffer, self.take(8))[0])
 
     def string(self) -> str:
-        """A key or a name, which must be UTF-8."""
+        """A key or a name, which must be fit to be shown in a message."""
         length = self.u64()
         begin = self.take(length)
-        try:
-            return str(self.buffer[begin : begin + length], "utf-8")
-        except UnicodeDecodeError:
-            raise self.corrupt("has a name that is not UTF-8") from None
+        name = str(self.buffer[begin : begin + min(length, MAX_NAME_BYTES)], "utf-8", "replace")
+        if length > MAX_NAME_BYTES or "\ufffd" in name or not name.isprintable():
+            raise self.corrupt("has a name that is too long or not printable")
+        return name
 
     def text(self) -> str:
         """A value, in which a stray byte is no reason to refuse the file."""

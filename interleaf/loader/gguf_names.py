@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def translate_config(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     kind = metadata.get("general.architecture")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"The GGUF architecture {kind!r} is not supported: the supported ones are {', '.join(ARCHITECTURES)}."
+            f"The GGUF architecture {shortened(kind)} is not supported: the supported ones are {', '.join(ARCHITECTURES)}."
         )
     facts = _Facts(metadata, kind)
     if facts.integer("expert_count", 0, low=0):
@@ -192,7 +193,7 @@ class _Facts:
         if isinstance(value, (list, np.ndarray)):
             raise UnsupportedModelError(f"The GGUF file gives {key} per layer, which is not supported.")
         if not accept(value):
-            raise CorruptCheckpointError(f"The GGUF file has no usable {key} (found {value!r}).")
+            raise CorruptCheckpointError(f"The GGUF file has no usable {key} (found {shortened(value)}).")
         return value
 
     def integer(self, name: str, default: int | None = None, low: int = 1) -> int:
@@ -218,7 +219,7 @@ def _rope_scaling(facts: _Facts, factors: HostTensor | None, theta: float, rotar
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
     if kind != "yarn":
-        raise UnsupportedModelError(f"The GGUF file's rotary scaling {kind!r} is not supported.")
+        raise UnsupportedModelError(f"The GGUF file's rotary scaling {shortened(kind)} is not supported.")
     original = facts.integer("rope.scaling.original_context_length", facts.integer("context_length"))
     return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
 

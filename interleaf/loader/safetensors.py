@@ -20,6 +20,7 @@ INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
+MAX_NAME_CHARS = 1024
 
 
 def read_safetensors(path: Path) -> dict[str, HostTensor]:
@@ -147,6 +148,8 @@ def _parse_json(file_name: str, raw: bytes) -> dict[str, Any]:
 
 def _check_entry(file_name: str, name: str, entry: Any, data_length: int) -> tuple[str, tuple[int, ...], int, int]:
     """Return (dtype, shape, begin, end) of one header entry."""
+    if len(name) > MAX_NAME_CHARS or not name.isprintable():
+        raise CorruptCheckpointError(f"{file_name} has a tensor whose name is too long or not printable.")
     where = f"Tensor {name} in {file_name}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CorruptCheckpointError(f"{where} lacks its dtype, shape or data_offsets.")

@@ -60,6 +60,7 @@ BROKEN: dict[str, tuple[dict[str, Any] | bytes, bytes, str]] = {
     "entry without offsets": ({"a": {"dtype": "F32", "shape": [1]}}, b"", "lacks"),
     "metadata of a wrong kind": ({"__metadata__": 3}, b"", "__metadata__"),
     "dtype of a wrong kind": ({"a": entry(["F32"], [1], 0, 4)}, b"1234", "dtype"),  # type: ignore[arg-type]
+    "name of two lines": ({"a\nb": 3}, b"", "not printable"),
     "negative size": ({"a": entry("F32", [-1], 0, 4)}, b"1234", "shape"),
     "size that is no integer": ({"a": entry("F32", [1.0], 0, 4)}, b"1234", "shape"),  # type: ignore[list-item]
     "size that is true": ({"a": entry("F32", [True], 0, 4)}, b"1234", "shape"),
