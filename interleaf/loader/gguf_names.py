@@ -121,7 +121,7 @@ def translate_config(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     kind = metadata.get("general.architecture")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"The GGUF architecture {shortened(kind)} is not supported: the supported ones are {', '.join(ARCHITECTURES)}."
+            f"The GGUF architecture {shortened(kind)} is not supported: those supported are {', '.join(ARCHITECTURES)}."
         )
     facts = _Facts(metadata, kind)
     if facts.integer("expert_count", 0, low=0):

@@ -57,7 +57,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
             tokenizer = _sentencepiece(vocabulary)
         else:
             raise UnsupportedModelError(
-                f"The GGUF file's tokenizer {shortened(kind)} is not supported: name a tokenizer directory with --tokenizer."
+                f"The GGUF file's tokenizer {shortened(kind)} is not supported: give a directory with --tokenizer."
             )
         _add_special_tokens(tokenizer, vocabulary)
         _set_template(tokenizer, vocabulary, kind)
@@ -170,7 +170,7 @@ def _pre_tokenizer(kind: Any) -> pre_tokenizers.PreTokenizer:
     if kind in DIGITS_THEN_GPT2:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
     raise UnsupportedModelError(
-        f"The GGUF file's pre-tokenizer {shortened(kind)} is not supported: name a tokenizer directory with --tokenizer."
+        f"The GGUF file's pre-tokenizer {shortened(kind)} is not supported: give a directory with --tokenizer."
     )
 
 

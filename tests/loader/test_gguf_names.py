@@ -158,7 +158,7 @@ def test_llama3_factors_equal_transformers() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "word"),
     [
-        ({"general__architecture": "mamba"}, UnsupportedModelError, "supported ones are llama, qwen2, qwen3"),
+        ({"general__architecture": "mamba"}, UnsupportedModelError, "those supported are llama, qwen2, qwen3"),
         ({"general__architecture": None}, UnsupportedModelError, "None"),
         ({"general__architecture": 3}, UnsupportedModelError, "3"),
         ({"llama__expert_count": 8}, UnsupportedModelError, "experts"),
