@@ -34,11 +34,17 @@ void bind_program(nb::module_& module) {
   nb::class_<Program>(module, "Program", "A recorded forward pass.")
       .def(nb::init<>())
       .def("__len__", &Program::size)
+      .def("names",
+           [](const Program& program) {
+             std::vector<std::string> names;
+             for (const interleaf::Op& op : program.ops()) names.emplace_back(op.name);
+             return names;
+           })
       .def(
           "embedding",
           [](Program& program, Address ids, Address table, Address y, int width, DType table_type) {
             program.add<&interleaf::KernelTable::embedding>(
-                Rows::kTokens, interleaf::EmbeddingArgs{at<int32_t>(ids), at<void>(table), at<float>(y), width, table_type});
+                "embedding", Rows::kTokens, interleaf::EmbeddingArgs{at<int32_t>(ids), at<void>(table), at<float>(y), width, table_type});
           },
           nb::kw_only(), "ids"_a, "table"_a, "y"_a, "width"_a, "table_type"_a)
       .def(
@@ -46,7 +52,7 @@ void bind_program(nb::module_& module) {
           [](Program& program, Rows rows, Address x, Address weight, Address y, Address row_index, int width, float eps,
              DType y_type) {
             program.add<&interleaf::KernelTable::rms_norm>(
-                rows, interleaf::RmsNormArgs{at<float>(x), at<float>(weight), at<void>(y), at<int32_t>(row_index), width,
+                "rms_norm", rows, interleaf::RmsNormArgs{at<float>(x), at<float>(weight), at<void>(y), at<int32_t>(row_index), width,
                                              eps, y_type});
           },
           nb::kw_only(), "rows"_a, "x"_a, "weight"_a, "y"_a, "row_index"_a, "width"_a, "eps"_a, "y_type"_a)
@@ -55,7 +61,7 @@ void bind_program(nb::module_& module) {
           [](Program& program, Rows rows, Address x, Address weight, Address bias, Address y, int n, int k, DType x_type,
              DType weight_type, DType y_type, interleaf::Epilogue epilogue) {
             program.add<&interleaf::KernelTable::linear>(
-                rows, interleaf::LinearArgs{at<void>(x), at<void>(weight), at<float>(bias), at<void>(y), n, k, x_type,
+                "linear", rows, interleaf::LinearArgs{at<void>(x), at<void>(weight), at<float>(bias), at<void>(y), n, k, x_type,
                                             weight_type, y_type, epilogue});
           },
           nb::kw_only(), "rows"_a, "x"_a, "weight"_a, "bias"_a, "y"_a, "n"_a, "k"_a, "x_type"_a, "weight_type"_a,
@@ -66,7 +72,7 @@ void bind_program(nb::module_& module) {
              Address cos_sin, Address positions, Address slots, int num_heads, int num_kv_heads, int head_dim,
              int rotary_dim, int block_size, float eps, DType type) {
             program.add<&interleaf::KernelTable::rotary_cache>(
-                Rows::kTokens,
+                "rotary_cache", Rows::kTokens,
                 interleaf::RotaryCacheArgs{at<float>(qkv), at<void>(q), at<void>(k_cache), at<void>(v_cache),
                                            at<float>(q_norm), at<float>(k_norm), at<float>(cos_sin), at<int32_t>(positions),
                                            at<int32_t>(slots), num_heads, num_kv_heads, head_dim, rotary_dim, block_size,
@@ -80,7 +86,7 @@ void bind_program(nb::module_& module) {
              int64_t block_table_stride, Address sequence_rows, Address query_start, Address context_lengths, int num_heads,
              int num_kv_heads, int head_dim, int block_size, int window, float scale, DType type) {
             program.add<&interleaf::KernelTable::attention>(
-                Rows::kSequences,
+                "attention", Rows::kSequences,
                 interleaf::AttentionArgs{at<void>(q), at<void>(y), at<void>(k_cache), at<void>(v_cache),
                                          at<int32_t>(block_tables), at<int32_t>(sequence_rows), at<int32_t>(query_start),
                                          at<int32_t>(context_lengths), block_table_stride, num_heads, num_kv_heads,
@@ -108,6 +114,13 @@ void bind_runtime(nb::module_& module) {
             return self.run(program, {num_tokens, num_logits, num_sequences});
           },
           "program"_a, "num_tokens"_a, "num_logits"_a, "num_sequences"_a, "Returns the nanoseconds it took.")
+      .def(
+          "profile",
+          [](Runtime& self, const Program& program, int num_tokens, int num_logits, int num_sequences) {
+            nb::gil_scoped_release released;
+            return self.profile(program, {num_tokens, num_logits, num_sequences});
+          },
+          "program"_a, "num_tokens"_a, "num_logits"_a, "num_sequences"_a, "Returns the nanoseconds of each op.")
       .def(
           "sample",
           [](Runtime& self, Address logits, Address temperatures, Address top_k, Address top_p, Address min_p, Address seeds,

@@ -28,6 +28,23 @@ Runtime::Runtime(int num_threads, Level level, size_t scratch_bytes)
       scratch_bytes_((std::max(scratch_bytes, kScratchBytes) + 4095) / 4096 * 4096),
       scratch_(scratch_bytes_ * static_cast<size_t>(team_.size())) {}
 
+std::vector<int64_t> Runtime::profile(const Program& program, const StepSize& size) {
+  std::vector<int64_t> nanoseconds(program.size());
+  team_.run([&](int thread) {
+    const Worker self = worker(thread);
+    for (size_t i = 0; i < program.size(); ++i) {
+      const Op& op = program.ops()[i];
+      const auto start = std::chrono::steady_clock::now();
+      op.call(table_, op.args, size.of(op.rows), self);
+      team_.barrier();
+      if (thread == 0)
+        nanoseconds[i] =
+            std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+    }
+  });
+  return nanoseconds;
+}
+
 int64_t Runtime::run(const Program& program, const StepSize& size) {
   const auto start = std::chrono::steady_clock::now();
   team_.run([&](int thread) {

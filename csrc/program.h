@@ -29,6 +29,7 @@ struct StepSize {
 // One kernel call with everything but its number of rows.
 struct Op {
   static constexpr size_t kMaxArgs = 192;
+  const char* name;
   void (*call)(const KernelTable&, const void* args, int rows, const Worker&);
   Rows rows;
   alignas(8) char args[kMaxArgs];
@@ -36,11 +37,12 @@ struct Op {
 
 class Program {
  public:
-  // `kernel` is the member of the table, `Args` its argument struct.
+  // `kernel` is the member of the table, `Args` its argument struct, `name` a literal.
   template <auto kernel, typename Args>
-  void add(Rows rows, const Args& args) {
+  void add(const char* name, Rows rows, const Args& args) {
     static_assert(sizeof(Args) <= Op::kMaxArgs && std::is_trivially_copyable_v<Args>);
     Op op;
+    op.name = name;
     op.rows = rows;
     op.call = [](const KernelTable& table, const void* stored, int count, const Worker& worker) {
       (table.*kernel)(*static_cast<const Args*>(stored), count, worker);
@@ -66,6 +68,9 @@ class Runtime {
 
   // Runs a program and returns the nanoseconds it took.
   int64_t run(const Program& program, const StepSize& size);
+
+  // The same, with the nanoseconds of each op as thread 0 sees them, its barrier included.
+  std::vector<int64_t> profile(const Program& program, const StepSize& size);
 
   // Runs one kernel.
   template <auto kernel, typename Args>

@@ -119,7 +119,9 @@ def block_bytes(model: Path) -> int:
         return kv_bytes_per_token(parse_model_config(checkpoint.hf_config), "bfloat16") * 16
 
 
-@pytest.mark.parametrize("options", [{}, {"max_num_seqs": 2}, {"max_num_batched_tokens": 20}, {"enable_prefix_caching": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_num_seqs": 2}, {"max_num_batched_tokens": 20}, {"enable_prefix_caching": False}]
+)
 def test_n_sequences_are_n_requests_with_the_derived_seeds(model: Path, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(3)
     with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, **options) as llm:
@@ -134,7 +136,10 @@ def test_n_sequences_are_n_requests_with_the_derived_seeds(model: Path, options:
 
 def test_same_bits_on_a_fresh_engine_with_the_real_model(builtin_gguf: Path) -> None:
     work = [
-        (prompt, SamplingParams(**{**{"temperature": params.temperature}, "seed": params.seed, "max_tokens": 8, "logprobs": 1}))
+        (
+            prompt,
+            SamplingParams(temperature=params.temperature, seed=params.seed, max_tokens=8, logprobs=1),
+        )
         for prompt, params in requests(12, 49000)
     ]
     with LLM(kv_cache_memory_bytes=1 << 28) as llm:

@@ -6,7 +6,9 @@ from interleaf.layers.weights import Weights
 from interleaf.ops import Array, LinearWeight, ModelInput, Ops
 
 
-def stacked(ops: Ops, weights: Weights, parts: dict[str, int], k: int, bias: bool, interleaved: bool = False) -> LinearWeight:
+def stacked(
+    ops: Ops, weights: Weights, parts: dict[str, int], k: int, bias: bool, interleaved: bool = False
+) -> LinearWeight:
     """One weight of several projections of the same input: name -> number of outputs."""
     return ops.linear_weight(
         [weights.take(f"{name}.weight", n, k) for name, n in parts.items()],
@@ -18,7 +20,9 @@ def stacked(ops: Ops, weights: Weights, parts: dict[str, int], k: int, bias: boo
 class GatedMlp:
     """down(silu(gate(x)) * up(x)), added to the residual. (Shazeer 2020)"""
 
-    def __init__(self, ops: Ops, weights: Weights, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
+    def __init__(
+        self, ops: Ops, weights: Weights, hidden_size: int, intermediate_size: int, bias: bool = False
+    ) -> None:
         self.ops = ops
         both = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
         self.gate_up = stacked(ops, weights, both, hidden_size, bias, interleaved=True)

@@ -99,7 +99,8 @@ def _dynamic_angles(rope: RopeConfig, max_position_embeddings: int, positions: n
     bases = rope.theta * growth ** (dim / (dim - 2)) if dim > 2 else np.full_like(lengths, rope.theta)
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     frequencies = (1.0 / bases.astype(np.float32)[:, None] ** exponents[None, :]).astype(np.float32)
-    return positions[:, None] * frequencies
+    angles: np.ndarray = positions[:, None] * frequencies
+    return angles
 
 
 _FREQUENCIES = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}

@@ -113,6 +113,4 @@ class Qwen3ForCausalLM(Qwen2ForCausalLM):
 
     def traits(self, config: ModelConfig, layer: int) -> AttentionTraits:
         bias = bool(config.hf.get("attention_bias"))
-        return AttentionTraits(
-            qkv_bias=bias, output_bias=bias, qk_norm=True, window=self.window(config, layer)
-        )
+        return AttentionTraits(qkv_bias=bias, output_bias=bias, qk_norm=True, window=self.window(config, layer))

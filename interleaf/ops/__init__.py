@@ -19,7 +19,13 @@ import numpy as np
 from interleaf.host_tensor import HostTensor
 
 Array = Any
-"""An activation, opaque to layers and models."""
+"""An activation, or a small table beside the weights; opaque to layers and models."""
+
+LinearWeight = Any
+"""A weight [n, k] (and its bias) in the platform's layout."""
+
+LayerCache = Any
+"""One layer's paged keys and values; the layout is the platform's."""
 
 
 @dataclass(slots=True)
@@ -59,7 +65,7 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """What does not change from step to step. `window` is the number of keys a query sees, itself included; 0 is all."""
+    """What does not change from step to step. `window`: keys a query sees, itself included; 0 is all."""
 
     num_heads: int
     num_kv_heads: int
@@ -88,17 +94,6 @@ class LogprobsOutput:
     ranks: np.ndarray  # int32 [n]
     top_tokens: np.ndarray  # int32 [n, most]
     top_logprobs: np.ndarray  # float32 [n, most]
-
-
-class LayerCache(Protocol):
-    """One layer's paged keys and values; the layout is the platform's."""
-
-
-class LinearWeight(Protocol):
-    """A weight [n, k] in the platform's layout."""
-
-    n: int
-    k: int
 
 
 class Graph(Protocol):
@@ -171,10 +166,5 @@ class Ops(Protocol):
     def sample(self, logits: np.ndarray, sampling: SamplingInput) -> np.ndarray:
         """The next token of each row: int32 [L]."""
 
-    def logprobs(
-        self, logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, num_top: np.ndarray
-    ) -> LogprobsOutput:
+    def logprobs(self, logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, num_top: np.ndarray) -> LogprobsOutput:
         """Logprobs of `tokens[i]` and of the `num_top[i]` likeliest tokens in row `rows[i]`."""
-
-    def close(self) -> None:
-        """Give all memory back."""

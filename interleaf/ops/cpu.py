@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interleaf import _native
+import interleaf._native as _native
 from interleaf.host_tensor import HostTensor
 from interleaf.ops import AttentionShape, LogprobsOutput, ModelInput, SamplingInput, StepSize
 
@@ -339,9 +339,7 @@ class CpuOps:
         )
         return tokens
 
-    def logprobs(
-        self, logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, num_top: np.ndarray
-    ) -> LogprobsOutput:
+    def logprobs(self, logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, num_top: np.ndarray) -> LogprobsOutput:
         count, most = len(rows), int(num_top.max(initial=0))
         output = LogprobsOutput(
             chosen=np.empty(count, np.float32),

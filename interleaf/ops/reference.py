@@ -67,7 +67,7 @@ def decode(source: HostTensor) -> torch.Tensor:
     elif source.dtype == "bfloat16":
         values = torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16).float()
     else:
-        values = torch.from_numpy(dequantize_f32(source.dtype, raw, source.num_values))
+        values = torch.from_numpy(dequantize_f32(source.dtype, raw))
     return values.reshape(source.shape)
 
 
@@ -142,7 +142,8 @@ class ReferenceOps:
         eps: float = 0.0,
     ) -> torch.Tensor:
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
-        q, k, v = qkv.view(len(qkv), -1, shape.head_dim).split([heads, kv_heads, kv_heads], dim=1)
+        by_head = qkv.view(len(qkv), -1, shape.head_dim)
+        q, k, v = by_head[:, :heads], by_head[:, heads : heads + kv_heads], by_head[:, heads + kv_heads :]
         position = cos_sin[torch.from_numpy(inputs.positions[: len(qkv)]).long()][:, None, :]
         q = self._round(_rotate(_normalize(q, q_norm, eps), position))
         slots = torch.from_numpy(inputs.slots[: len(qkv)]).long()
@@ -197,9 +198,7 @@ class ReferenceOps:
             tokens[row] = int(torch.searchsorted(reached, noise * reached[-1], right=True))
         return tokens
 
-    def logprobs(
-        self, logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, num_top: np.ndarray
-    ) -> LogprobsOutput:
+    def logprobs(self, logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, num_top: np.ndarray) -> LogprobsOutput:
         values = torch.from_numpy(np.array(logits))[torch.from_numpy(np.asarray(rows)).long()]
         logprobs = torch.log_softmax(values.double(), dim=-1).float()
         chosen = torch.from_numpy(np.asarray(tokens)).long()[:, None]
@@ -211,9 +210,6 @@ class ReferenceOps:
             top_tokens=order.indices[:, :most].int().numpy(),
             top_logprobs=order.values[:, :most].numpy(),
         )
-
-    def close(self) -> None:
-        pass
 
 
 def kept_weights(logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
@@ -252,5 +248,3 @@ def _rotate(heads: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
     cos, sin = cos_sin.chunk(2, dim=-1)
     a, b = heads[..., :rotary_dim].chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin, heads[..., rotary_dim:]], dim=-1)
-
-

@@ -34,7 +34,10 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
         tiny.tiny_llama,
         {"hidden_size": 60, "intermediate_size": 74, "num_attention_heads": 6, "num_key_value_heads": 3},
     ),
-    "llama-rope-linear": (tiny.tiny_llama, {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    "llama-rope-linear": (
+        tiny.tiny_llama,
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+    ),
     "llama-rope-dynamic": (
         tiny.tiny_llama,
         {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},

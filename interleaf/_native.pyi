@@ -1,0 +1,85 @@
+from collections.abc import Sequence
+import enum
+
+
+class DType(enum.Enum):
+    float32 = 0
+
+    bfloat16 = 1
+
+class Rows(enum.Enum):
+    TOKENS = 0
+
+    LOGITS = 1
+
+    SEQUENCES = 2
+
+class Epilogue(enum.Enum):
+    STORE = 0
+
+    ADD = 1
+
+    SILU_MUL = 2
+
+class Memory:
+    """Zeroed memory, aligned to a page, freed with the object."""
+
+    def __init__(self, bytes: int) -> None: ...
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+class Program:
+    """A recorded forward pass."""
+
+    def __init__(self) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def names(self) -> list[str]: ...
+
+    def embedding(self, *, ids: int, table: int, y: int, width: int, table_type: DType) -> None: ...
+
+    def rms_norm(self, *, rows: Rows, x: int, weight: int, y: int, row_index: int, width: int, eps: float, y_type: DType) -> None: ...
+
+    def linear(self, *, rows: Rows, x: int, weight: int, bias: int, y: int, n: int, k: int, x_type: DType, weight_type: DType, y_type: DType, epilogue: Epilogue) -> None: ...
+
+    def rotary_cache(self, *, qkv: int, q: int, k_cache: int, v_cache: int, q_norm: int, k_norm: int, cos_sin: int, positions: int, slots: int, num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, block_size: int, eps: float, type: DType) -> None: ...
+
+    def attention(self, *, q: int, y: int, k_cache: int, v_cache: int, block_tables: int, block_table_stride: int, sequence_rows: int, query_start: int, context_lengths: int, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int, scale: float, type: DType) -> None: ...
+
+class Runtime:
+    """The team of threads and the kernels of one instruction level."""
+
+    def __init__(self, num_threads: int, level: str, scratch_bytes: int = 0) -> None: ...
+
+    @property
+    def level(self) -> str: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+    def run(self, program: Program, num_tokens: int, num_logits: int, num_sequences: int) -> int:
+        """Returns the nanoseconds it took."""
+
+    def profile(self, program: Program, num_tokens: int, num_logits: int, num_sequences: int) -> list[int]:
+        """Returns the nanoseconds of each op."""
+
+    def sample(self, *, logits: int, temperatures: int, top_k: int, top_p: int, min_p: int, seeds: int, positions: int, tokens: int, vocab_size: int, rows: int) -> None: ...
+
+    def logprobs(self, *, logits: int, rows: int, tokens: int, num_top: int, chosen_logprobs: int, chosen_ranks: int, top_tokens: int, top_logprobs: int, top_stride: int, vocab_size: int, count: int) -> None: ...
+
+    def pack_linear(self, *, sources: Sequence[tuple[int, str, int, int]], k: int, type: DType, interleaved: bool, destination: int) -> None:
+        """Sources are (address, dtype, rows, bytes a row)."""
+
+def usable_levels() -> list[str]: ...
+
+def packed_bytes(n: int, k: int, type: DType, interleaved: bool) -> int: ...
+
+def decode(dtype: str, data: int, count: int, destination: int) -> bool:
+    """Values of any checkpoint dtype as float32; False if unknown."""
+
+def dequantize_f32(type_name: str, source: int, num_values: int, destination: int) -> bool: ...
