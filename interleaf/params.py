@@ -125,8 +125,6 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
     def _normalize(self) -> None:
         if isinstance(self.stop, str):
             self.stop = [self.stop]
-        elif isinstance(self.stop, tuple):
-            self.stop = list(self.stop)
         if self.seed == -1:
             self.seed = None
         if self.top_k == -1:

@@ -30,12 +30,14 @@ def cos_sin_table(rope: RopeConfig, max_position_embeddings: int, max_positions:
         angles = positions[:, None] * frequencies[None, :]
     # Transformers computes angles in float32, and so must whoever wants its numbers at large positions.
     angles = angles.astype(np.float32)
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * np.float32(scale)
+    table: np.ndarray = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * np.float32(scale)
+    return table
 
 
 def _base_frequencies(theta: float, rotary_dim: int) -> np.ndarray:
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
-    return (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
+    frequencies: np.ndarray = 1.0 / np.power(np.float32(theta), exponents)
+    return frequencies.astype(np.float32)
 
 
 def _default(rope: RopeConfig, _: int) -> tuple[np.ndarray, float]:

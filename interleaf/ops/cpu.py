@@ -35,10 +35,10 @@ def address_of(array: np.ndarray) -> int:
     return int(array.ctypes.data)
 
 
-def _view(memory: _native.Memory, dtype: type, count: int) -> np.ndarray:
+def _view(memory: _native.Memory, dtype: type[np.generic], count: int) -> np.ndarray:
     """The memory as an array; it lives as long as the caller keeps `memory`."""
     raw = (ctypes.c_char * memory.bytes).from_address(memory.address)
-    return np.frombuffer(raw, dtype=dtype, count=count)
+    return np.frombuffer(memoryview(raw), dtype, count)
 
 
 class Arena:
