@@ -292,7 +292,8 @@ class LLM:
         live = [request_id for request_id in request_ids if self._outboxes.pop(request_id, None) is not None]
         for request_id in live:
             self._outputs.forget(request_id)
-        if live and self._client is not None:
+        # An engine that died in a step has nothing left to abort.
+        if live and self._client is not None and self._client.has_unfinished():
             self._client.abort(live)
 
     # ---- the rest ----

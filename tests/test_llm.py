@@ -210,6 +210,17 @@ def test_an_engine_that_loses_a_request_is_found_out(llm: LLM, client: FakeClien
         llm.generate("one", GREEDY, use_tqdm=False)
 
 
+def test_an_engine_that_dies_says_why(llm: LLM, client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(number: int) -> None:
+        client._running.clear()
+        monkeypatch.setattr(client, "abort", lambda request_ids: pytest.fail("a dead engine was asked to abort"))
+        raise EngineDeadError("It died of this.")
+
+    client.on_step = die
+    with pytest.raises(EngineDeadError, match="died of this"):
+        llm.generate(["one", "two"], GREEDY, use_tqdm=False)
+
+
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(ConfigError, match="quantum"):
         LLM(quantum=True)

@@ -73,7 +73,10 @@ def _texts(prompts: list[str]) -> list[str]:
 def _standard_input() -> str:
     if sys.stdin.isatty():
         print("Type the prompt, and end it with Ctrl-D on a new line.", file=sys.stderr)
-    return sys.stdin.read().removesuffix("\n")
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise RequestError("Standard input is not valid UTF-8 text.", "prompt") from None
 
 
 def _prompt(llm: LLM, text: str, args: argparse.Namespace) -> Prompt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -74,6 +75,9 @@ def _run(args: argparse.Namespace) -> int:
     from interleaf.observe import configure_logging
 
     configure_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character shows "?" in its place.
+        sys.stdout.reconfigure(errors="replace")
     return int(importlib.import_module(f"interleaf.cli.{args.command}").run(args))
 
 

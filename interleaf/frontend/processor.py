@@ -221,6 +221,12 @@ class Processor:
                     )
         else:
             token_ids = self.tokenizer.encode(text or "", add_special_tokens=True)
+            if max(token_ids, default=0) >= self._vocab_size:
+                raise RequestError(
+                    f"The prompt has a token that the tokenizer knows ({max(token_ids)}) but the model does not: its "
+                    f"vocabulary ends at {self._vocab_size - 1}.",
+                    "prompt",
+                )
         token_ids = self._truncated(token_ids, params)
         if not token_ids:
             raise RequestError("The prompt is empty: give it at least one token.", "prompt")
@@ -251,7 +257,10 @@ class Processor:
         params.max_tokens = min(params.max_tokens or room, room)
 
     def _bad_word_token_ids(self, words: Iterable[str]) -> list[list[int]]:
-        """Each word as it is tokenized at the start of a text and behind a space."""
+        """Each word as it is tokenized at the start of a text and behind a space.
+
+        A spelling with a token that only the tokenizer knows is left out: the model cannot write it.
+        """
         sequences: list[list[int]] = []
         for word in words:
             bare = word.lstrip() or word
@@ -259,7 +268,7 @@ class Processor:
                 token_ids = self.tokenizer.encode(spelling, add_special_tokens=False)
                 if not token_ids:
                     raise ParameterError(f"bad_words has {word!r}, which stands for no token.", "bad_words")
-                if token_ids not in sequences:
+                if token_ids not in sequences and max(token_ids) < self._vocab_size:
                     sequences.append(token_ids)
         return sequences
 

@@ -169,6 +169,14 @@ def test_a_bad_word_of_blanks_stays_as_it_is(processor: Processor) -> None:
     assert process(processor, "a", bad_words=[" "]).bad_word_token_ids == [[32], [32, 32]]
 
 
+def test_tokens_that_only_the_tokenizer_knows() -> None:
+    config = engine_config()
+    processor = Processor(replace(config, model=replace(config.model, vocab_size=100)), FakeTokenizer(), {})
+    with pytest.raises(RequestError, match="120"):
+        process(processor, "x")
+    assert process(processor, "a", bad_words=["x", "b"]).bad_word_token_ids == [[98], [32, 98]]
+
+
 # ---- end of sequence, seeds, ids ----
 
 
