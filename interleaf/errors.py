@@ -8,10 +8,13 @@
     │   └── UnsupportedModelError    well-formed, but nothing here can run it
     ├── RequestError                 (ValueError)    one request is wrong; the engine is unharmed
     │   ├── ParameterError           a sampling parameter is out of range or of the wrong type
-    │   └── PromptTooLongError       the prompt leaves no room in the context
+    │   ├── PromptTooLongError       the prompt leaves no room in the context
+    │   └── OverloadedError          too many requests wait already; ask again later
     ├── InsufficientMemoryError      (MemoryError)   not enough memory for what was asked
     └── EngineError                  (RuntimeError)  a fault of ours, not of the input
-        └── EngineDeadError          the engine has stopped and takes no more requests
+        ├── EngineDeadError          the engine has stopped and takes no more requests
+        ├── EngineRestartingError    the engine is being started again; ask again soon
+        └── RequestFailedError       one request could not be finished; the engine goes on
 
 Every message is one sentence that names the cause and the remedy. Errors of third-party libraries
 are turned into these where they are called, and never reach a user bare.
@@ -60,6 +63,14 @@ class PromptTooLongError(RequestError):
     """The prompt does not fit the context."""
 
 
+class OverloadedError(RequestError):
+    """Too many requests wait already. `retry_after` is a guess, in seconds, at when there is room again."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class InsufficientMemoryError(InterleafError, MemoryError):
     """There is not enough memory for what was asked."""
 
@@ -70,3 +81,11 @@ class EngineError(InterleafError, RuntimeError):
 
 class EngineDeadError(EngineError):
     """The engine has stopped and takes no more requests."""
+
+
+class EngineRestartingError(EngineError):
+    """The engine is being started again, and the caller did not want to wait."""
+
+
+class RequestFailedError(EngineError):
+    """One request could not be finished; the engine and the other requests go on."""

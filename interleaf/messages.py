@@ -4,6 +4,8 @@ They are msgspec structs encoded as arrays: small on the wire, fast to build. Di
 
     frontend --EngineRequest--> core --SchedulerOutput--> worker
     frontend <--EngineOutputs-- core <----StepOutput----- worker
+
+An engine in a process of its own is also sent, and answers, what `ToEngine` and `FromEngine` list.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from enum import IntEnum
 
 import msgspec
 
+from interleaf.config import EngineConfig
 from interleaf.params import SamplingParams
 
 
@@ -27,7 +30,7 @@ class FinishReason(IntEnum):
         return self.name.lower()
 
 
-class EngineRequest(msgspec.Struct, array_like=True, omit_defaults=True):
+class EngineRequest(msgspec.Struct, array_like=True, omit_defaults=True, tag=True):
     """One prompt on its way into the engine.
 
     `request_id` is unique in the engine's lifetime (the frontend makes it; the caller's own id
@@ -121,7 +124,11 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
-    """News of one sequence (`index` of its request) since the last message."""
+    """News of one sequence (`index` of its request) since the last message.
+
+    `scheduled_time`, in seconds of the monotonic clock (which all processes of a machine share), tells
+    when the sequence was first scheduled; it travels with the sequence's first token, and is 0.0 later.
+    """
 
     request_id: str
     index: int
@@ -132,6 +139,7 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    scheduled_time: float = 0.0
 
     @property
     def finished(self) -> bool:
@@ -159,8 +167,77 @@ class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
         return 1.0 - self.num_free_blocks / self.num_blocks if self.num_blocks else 0.0
 
 
-class EngineOutputs(msgspec.Struct, array_like=True, omit_defaults=True):
-    """All news of one step."""
+class EngineOutputs(msgspec.Struct, array_like=True, omit_defaults=True, tag=True):
+    """All news of one step, whose number is `step` and which computed `num_tokens` tokens."""
 
     outputs: list[EngineOutput] = []
     stats: SchedulerStats | None = None
+    step: int = -1
+    num_tokens: int = 0
+
+
+class Hello(msgspec.Struct, array_like=True, tag=True):
+    """A front end is there; it is answered with `Ready` as soon as the engine can compute."""
+
+
+class AbortRequests(msgspec.Struct, array_like=True, tag=True):
+    """Drop whole requests; ids of others, or of those that have ended, are ignored."""
+
+    request_ids: list[str]
+
+
+class AbortSequences(msgspec.Struct, array_like=True, tag=True):
+    """Drop single sequences, whose text has met a stop string."""
+
+    sequence_ids: list[str]
+
+
+class Ping(msgspec.Struct, array_like=True, tag=True):
+    """Answered with a `Pong` of the same number even while a step is computed."""
+
+    number: int
+
+
+class Call(msgspec.Struct, array_like=True, tag=True):
+    """Run one of the engine's utilities between two steps; answered with a `Reply` of the same number."""
+
+    number: int
+    utility: str
+
+
+class Ready(msgspec.Struct, array_like=True, tag=True):
+    """The engine has loaded its model."""
+
+    config: EngineConfig
+
+
+class StartFailure(msgspec.Struct, array_like=True, tag=True):
+    """The engine cannot start: the name of one of our exceptions, and its sentence."""
+
+    error: str
+    message: str
+
+
+class Pong(msgspec.Struct, array_like=True, tag=True):
+    """The engine's process is alive; these tell whether it gets on.
+
+    Fields:
+        step_seconds: how long the loop has been away from its inbox; 0.0 if it waits there.
+        cpu_seconds: processor time of the whole process since its start.
+    """
+
+    number: int
+    step_seconds: float
+    cpu_seconds: float
+
+
+class Reply(msgspec.Struct, array_like=True, tag=True):
+    """The result of a `Call`, or the sentence of its failure."""
+
+    number: int
+    value: bool | bytes | SchedulerStats | None = None
+    error: str | None = None
+
+
+ToEngine = Hello | EngineRequest | AbortRequests | AbortSequences | Ping | Call
+FromEngine = Ready | StartFailure | EngineOutputs | Pong | Reply

@@ -10,10 +10,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from interleaf.errors import ConfigError
 from interleaf.messages import SchedulerStats
+from interleaf.outputs import RequestMetrics
 
 LOG_LEVEL_VARIABLE = "INTERLEAF_LOG_LEVEL"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -41,6 +42,36 @@ LATENCY_BUCKETS = (
     640,
 )
 """Upper bounds in seconds."""
+TOKEN_LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+"""Upper bounds in seconds."""
+REQUEST_LATENCY_BUCKETS = (
+    0.3,
+    0.5,
+    0.8,
+    1,
+    1.5,
+    2,
+    2.5,
+    5,
+    10,
+    15,
+    20,
+    30,
+    40,
+    50,
+    60,
+    120,
+    240,
+    480,
+    960,
+    1920,
+    7680,
+)
+"""Upper bounds in seconds."""
+STEP_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds in tokens."""
+N_BUCKETS = (1, 2, 5, 10, 20)
+"""Upper bounds in sequences of a request."""
 LENGTH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 """Upper bounds in tokens."""
 
@@ -123,28 +154,94 @@ class HistogramRecorder:
         return Histogram(name, labels, total, self._sum, buckets)
 
 
-@dataclass(slots=True)
 class RequestStatistics:
-    """What finished requests looked like, gathered where their output is put together."""
+    """What requests looked like, gathered where their output is put together. Times in seconds.
 
-    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0, "error": 0})
-    time_to_first_token: HistogramRecorder = field(default_factory=lambda: HistogramRecorder(LATENCY_BUCKETS))
-    latency: HistogramRecorder = field(default_factory=lambda: HistogramRecorder(LATENCY_BUCKETS))
-    prompt_tokens: HistogramRecorder = field(default_factory=lambda: HistogramRecorder(LENGTH_BUCKETS))
-    generation_tokens: HistogramRecorder = field(default_factory=lambda: HistogramRecorder(LENGTH_BUCKETS))
+    Fields:
+        num_prompt_tokens, num_generation_tokens: so far.
+        finished: ended requests by finish reason.
+        iteration_tokens: computed in a step that had news for this front end.
+        queue_time: from a request's arrival until it is scheduled.
+        prefill_time: from there to its first token.
+        decode_time: from there to its last.
+        inference_time: both.
+        time_to_first_token, latency: since its arrival.
+        inter_token_latency: between the messages that bring its tokens.
+    """
+
+    def __init__(self) -> None:
+        self.num_prompt_tokens = 0
+        self.num_generation_tokens = 0
+        self.finished = {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        self.iteration_tokens = HistogramRecorder(STEP_BUCKETS)
+        self.time_to_first_token = HistogramRecorder(LATENCY_BUCKETS)
+        self.inter_token_latency = HistogramRecorder(TOKEN_LATENCY_BUCKETS)
+        self.latency = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
+        self.queue_time = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
+        self.prefill_time = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
+        self.decode_time = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
+        self.inference_time = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
+        self.prompt_tokens = HistogramRecorder(LENGTH_BUCKETS)
+        self.generation_tokens = HistogramRecorder(LENGTH_BUCKETS)
+        self.params_n = HistogramRecorder(N_BUCKETS)
+        self.params_max_tokens = HistogramRecorder(LENGTH_BUCKETS)
+
+    def note_tokens(self, times: RequestMetrics, num_tokens: int, now: float) -> None:
+        """A request has brought tokens."""
+        self.num_generation_tokens += num_tokens
+        if times.first_token_time:
+            self.inter_token_latency.observe(now - times.last_token_time)
+        else:
+            times.first_token_time = now
+            self.time_to_first_token.observe(now - times.arrival_time)
+        times.last_token_time = now
+
+    def note_end(
+        self,
+        times: RequestMetrics,
+        finish_reason: str,
+        *,
+        num_prompt_tokens: int,
+        num_generation_tokens: int,
+        n: int,
+        max_tokens: int | None,
+    ) -> None:
+        """A request has ended, with all its sequences."""
+        self.finished[finish_reason] += 1
+        self.latency.observe(times.finished_time - times.arrival_time)
+        if times.first_token_time:
+            scheduled = times.scheduled_time or times.arrival_time
+            self.queue_time.observe(max(scheduled - times.arrival_time, 0.0))
+            self.prefill_time.observe(times.first_token_time - scheduled)
+            self.decode_time.observe(times.last_token_time - times.first_token_time)
+            self.inference_time.observe(times.last_token_time - scheduled)
+        self.prompt_tokens.observe(num_prompt_tokens)
+        self.generation_tokens.observe(num_generation_tokens)
+        self.params_n.observe(n)
+        if max_tokens is not None:
+            self.params_max_tokens.observe(max_tokens)
 
     def snapshot(self, labels: Mapping[str, str]) -> list[Metric]:
+        """Counts of finished requests, and the histograms."""
         successes: list[Metric] = [
             Counter("vllm:request_success", {**labels, "finished_reason": reason}, count)
             for reason, count in self.finished.items()
         ]
-        return [
-            *successes,
-            self.time_to_first_token.snapshot("vllm:time_to_first_token_seconds", labels),
-            self.latency.snapshot("vllm:e2e_request_latency_seconds", labels),
-            self.prompt_tokens.snapshot("vllm:request_prompt_tokens", labels),
-            self.generation_tokens.snapshot("vllm:request_generation_tokens", labels),
-        ]
+        histograms = {
+            "vllm:iteration_tokens_total": self.iteration_tokens,
+            "vllm:time_to_first_token_seconds": self.time_to_first_token,
+            "vllm:inter_token_latency_seconds": self.inter_token_latency,
+            "vllm:e2e_request_latency_seconds": self.latency,
+            "vllm:request_queue_time_seconds": self.queue_time,
+            "vllm:request_prefill_time_seconds": self.prefill_time,
+            "vllm:request_decode_time_seconds": self.decode_time,
+            "vllm:request_inference_time_seconds": self.inference_time,
+            "vllm:request_prompt_tokens": self.prompt_tokens,
+            "vllm:request_generation_tokens": self.generation_tokens,
+            "vllm:request_params_n": self.params_n,
+            "vllm:request_params_max_tokens": self.params_max_tokens,
+        }
+        return [*successes, *(recorder.snapshot(name, labels) for name, recorder in histograms.items())]
 
 
 def scheduler_metrics(stats: SchedulerStats, labels: Mapping[str, str]) -> list[Metric]:

@@ -50,7 +50,9 @@ class RequestMetrics:
     """Times of one request in seconds of the monotonic clock; 0.0 where not reached yet."""
 
     arrival_time: float = 0.0
+    scheduled_time: float = 0.0
     first_token_time: float = 0.0
+    last_token_time: float = 0.0
     finished_time: float = 0.0
 
 

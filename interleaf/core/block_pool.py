@@ -72,6 +72,13 @@ class BlockPool:
         self._block_of_hash.clear()
         self._hashes = [None] * self.num_blocks
 
+    def block_map(self) -> bytes:
+        """One byte a block: 0 free, 1 free with cached contents, 2 held once, 3 shared."""
+        return bytes(
+            min(count, 2) + 1 if count else int(content is not None)
+            for count, content in zip(self.ref_counts, self._hashes, strict=True)
+        )
+
     def free_list(self) -> Iterable[int]:
         """Free blocks, the next to be handed out first."""
         block_id = self._next[self.num_blocks]

@@ -7,6 +7,7 @@ its total, within a budget of tokens a step. See docs/scheduling.md.
 from __future__ import annotations
 
 import copy
+import time
 from bisect import bisect_left, insort
 from operator import attrgetter
 
@@ -130,9 +131,23 @@ class Scheduler:
         """Whether any sequence runs or waits. Removals that the worker has not seen don't count."""
         return bool(self._sequences)
 
+    def has_request(self, request_id: str) -> bool:
+        """Whether any sequence of the request is unfinished."""
+        return request_id in self._groups
+
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes; False, and nothing done, while any block is in use."""
         return self._kv.reset_prefix_cache()
+
+    def suspend(self) -> None:
+        """Let go of all blocks, whose contents are about to be lost: running sequences wait to be recomputed."""
+        while self._running:
+            self._preempt(self._running[-1])
+        self._kv.reset_prefix_cache()
+
+    def block_map(self) -> bytes:
+        """See `BlockPool.block_map`."""
+        return self._kv.pool.block_map()
 
     def stats(self) -> SchedulerStats:
         """Gauges and counters as of now; costs one visit to each running sequence."""
@@ -290,7 +305,10 @@ class Scheduler:
             self._fork(request, output)
 
     def _count_first_admission(self, request: Request) -> None:
-        request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
+        request.scheduled_time = time.monotonic()
+        if not request.output_token_ids:
+            # What a replay finds cached is not what the caller was told when the request first ran.
+            request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
         if self._kv.enable_prefix_caching:
             self._stats.prefix_cache_queries += request.num_tokens
             self._stats.prefix_cache_hits += request.num_computed_tokens
@@ -311,6 +329,7 @@ class Scheduler:
             child.status = RequestStatus.RUNNING
             child.num_computed_tokens = child.num_prompt_tokens
             child.num_cached_tokens = parent.num_cached_tokens
+            child.scheduled_time = parent.scheduled_time
             self._sequences[child.sequence_id] = child
             insort(self._running, child, key=policy_order)
             output.new_requests.append(child.as_new_request(fork_of=parent.sequence_id))
@@ -342,6 +361,8 @@ class Scheduler:
         output = EngineOutput(
             request.group.source.request_id, request.index, new_token_ids, num_cached_tokens=request.num_cached_tokens
         )
+        if len(request.output_token_ids) == len(new_token_ids):
+            output.scheduled_time = request.scheduled_time
         if sequence_id in step_output.logprobs:
             output.logprobs = step_output.logprobs[sequence_id][: len(new_token_ids)]
         if request.index == 0 and request.group.prompt_logprobs is not None:

@@ -15,6 +15,18 @@ from interleaf.worker.worker import Worker
 logger = logging.getLogger(__name__)
 
 
+def resolve_config(args: EngineArgs, checkpoint: Checkpoint) -> EngineConfig:
+    """The configuration of an engine that is about to load a checkpoint.
+
+    Raises:
+        ConfigError, CheckpointError, InsufficientMemoryError: it cannot start.
+    """
+    weight_bytes = checkpoint.weight_bytes(resolve_dtype(args.dtype), dequantize=True)
+    config = resolve(args, checkpoint.name, checkpoint.hf_config, weight_bytes, free_memory())
+    check_architecture(config.model.architecture)
+    return config
+
+
 class InProcessClient:
     """An engine in this process, stepped by the caller.
 
@@ -23,9 +35,7 @@ class InProcessClient:
     """
 
     def __init__(self, args: EngineArgs, checkpoint: Checkpoint) -> None:
-        weight_bytes = checkpoint.weight_bytes(resolve_dtype(args.dtype), dequantize=True)
-        self.config: EngineConfig = resolve(args, checkpoint.name, checkpoint.hf_config, weight_bytes, free_memory())
-        check_architecture(self.config.model.architecture)
+        self.config = resolve_config(args, checkpoint)
         self._core: EngineCore | None = EngineCore(self.config, Worker(self.config, checkpoint.tensors))
 
     @property

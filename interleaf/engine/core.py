@@ -1,9 +1,14 @@
-"""The engine's loop body: schedule, execute, update. It alone joins the scheduler and the worker."""
+"""The verbs of the engine's loop: schedule, execute, update. It alone joins the scheduler and the worker.
+
+A loop in this process (`InProcessClient`) calls `step`, which is the three of them. A loop in a
+process of its own (`interleaf.engine.process`) has two more: receive before them, send after.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from interleaf.config import EngineConfig
@@ -36,7 +41,7 @@ class StepTimes:
 class EngineCore:
     def __init__(self, config: EngineConfig, executor: Executor) -> None:
         self._scheduler = Scheduler(config.scheduler, config.cache)
-        self._executor = executor
+        self._executor: Executor | None = executor
         self._times = StepTimes()
 
     def add_request(self, request: EngineRequest) -> None:
@@ -54,35 +59,80 @@ class EngineCore:
         """End single sequences of requests with several."""
         self._scheduler.abort_sequences(sequence_ids)
 
+    def has_request(self, request_id: str) -> bool:
+        """Whether any sequence of the request is unfinished."""
+        return self._scheduler.has_request(request_id)
+
     def has_unfinished(self) -> bool:
         return self._scheduler.has_unfinished()
 
     def step(self) -> EngineOutputs:
         """Compute the next tokens of whatever can run, and tell the news."""
+        scheduled = self.schedule()
+        if scheduled.total_num_scheduled_tokens == 0:
+            return EngineOutputs(stats=self.stats())
+        return self.update(scheduled, self.execute(scheduled))
+
+    def schedule(self) -> SchedulerOutput:
+        """Choose what the next step computes."""
         begin = time.perf_counter()
         scheduled = self._scheduler.schedule()
-        planned = time.perf_counter()
-        if scheduled.total_num_scheduled_tokens == 0:
-            return EngineOutputs(stats=self._scheduler.stats())
+        self._times.schedule += time.perf_counter() - begin
+        return scheduled
+
+    def execute(self, scheduled: SchedulerOutput) -> StepOutput:
+        """Compute it."""
+        assert self._executor is not None, "nothing is computed while the engine sleeps"
+        begin = time.perf_counter()
         result = self._executor.execute(scheduled)
-        computed = time.perf_counter()
+        self._times.execute += time.perf_counter() - begin
+        return result
+
+    def update(self, scheduled: SchedulerOutput, result: StepOutput) -> EngineOutputs:
+        """Take in what was computed, and tell the news."""
+        begin = time.perf_counter()
         outputs = self._scheduler.update(scheduled, result)
         self._times.num_steps += 1
-        self._times.schedule += planned - begin
-        self._times.execute += computed - planned
-        self._times.update += time.perf_counter() - computed
-        return EngineOutputs(outputs, self._scheduler.stats())
+        self._times.update += time.perf_counter() - begin
+        return EngineOutputs(outputs, self.stats(), scheduled.step, scheduled.total_num_scheduled_tokens)
+
+    @property
+    def sleeping(self) -> bool:
+        """Whether weights and KV cache are gone until `wake_up`."""
+        return self._executor is None
+
+    def sleep(self) -> None:
+        """Give back the memory of weights and KV cache; running requests wait, and are recomputed afterwards."""
+        if self._executor is not None:
+            self._times.kernels += self._executor.kernel_seconds
+            self._scheduler.suspend()
+            self._executor.close()
+            self._executor = None
+
+    def wake_up(self, make_executor: Callable[[], Executor]) -> None:
+        """Load again after `sleep`; does nothing when awake."""
+        if self._executor is None:
+            self._executor = make_executor()
 
     def stats(self) -> SchedulerStats:
         return self._scheduler.stats()
 
     def step_times(self) -> StepTimes:
-        self._times.kernels = self._executor.kernel_seconds
-        return self._times
+        """Where the time went since the start."""
+        times = replace(self._times)
+        if self._executor is not None:
+            times.kernels += self._executor.kernel_seconds
+        return times
+
+    def block_map(self) -> bytes:
+        """One byte a block: 0 free, 1 free with cached contents, 2 held once, 3 shared."""
+        return self._scheduler.block_map()
 
     def reset_prefix_cache(self) -> bool:
         """Forget cached prefixes; False if sequences are using blocks."""
         return self._scheduler.reset_prefix_cache()
 
     def close(self) -> None:
-        self._executor.close()
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None

@@ -176,6 +176,12 @@ class SequenceOutput:
             self.finish_reason, self.stop_reason = news.finish_reason, news.stop_reason
         return False
 
+    def end(self, reason: FinishReason, stop_reason: str | None) -> None:
+        """End the sequence with what it has, text that was kept back included."""
+        self._add_text(self._detokenizer.flush() if self._detokenizer else "")
+        self._text += self._scanner.flush()
+        self.finish_reason, self.stop_reason = reason, stop_reason
+
     def snapshot(self, delta: bool) -> CompletionOutput:
         """The sequence as the caller sees it: whole, or what came since the last delta."""
         text, token_ids, logprobs = self._text, self.token_ids, self.logprobs
@@ -218,6 +224,7 @@ class RequestState:
         self.kind = request.params.output_kind
         self.sequences = [SequenceOutput(i, request.params, detok) for i, detok in enumerate(detokenizers)]
         self.metrics = RequestMetrics(arrival_time=request.arrival_time)
+        self.max_tokens = request.params.max_tokens
         self.num_cached_tokens = 0
         self._with_text = request.params.detokenize
         self._prompt_logprobs: PromptLogprobs | None = None if request.params.prompt_logprobs is None else [None]
@@ -228,8 +235,8 @@ class RequestState:
 
     def update(self, news: EngineOutput, format_logprobs: LogprobFormatter, now: float) -> bool:
         """Take news of one sequence; see `SequenceOutput.update`."""
-        if news.new_token_ids and not self.metrics.first_token_time:
-            self.metrics.first_token_time = now
+        if not self.metrics.scheduled_time:
+            self.metrics.scheduled_time = news.scheduled_time
         self.num_cached_tokens = max(self.num_cached_tokens, news.num_cached_tokens)
         if self._prompt_logprobs is not None and news.index == 0:
             self._prompt_logprobs += [format_logprobs(entry, self._with_text) for entry in news.prompt_logprobs or []]
@@ -237,6 +244,13 @@ class RequestState:
         if self.finished:
             self.metrics.finished_time = now
         return must_abort
+
+    def end(self, reason: FinishReason, stop_reason: str | None = None) -> None:
+        """End whatever sequences are unfinished."""
+        for sequence in self.sequences:
+            if not sequence.finished:
+                sequence.end(reason, stop_reason)
+        self.metrics.finished_time = time.monotonic()
 
     def output(self, indices: Iterable[int]) -> RequestOutput | None:
         """What to tell the caller after news of the sequences `indices`; None while there is nothing to tell."""
@@ -280,6 +294,23 @@ class ProcessedOutputs:
     num_new_tokens: int = 0
 
 
+@dataclass(slots=True)
+class FollowedNews:
+    """What one step means, before outputs are made of it.
+
+    Fields:
+        updated: internal request id -> its state and the sequences with news.
+        num_new_tokens: by internal request id, as the engine sent them.
+        errors: internal request id -> why the engine could not finish it.
+        abort_sequence_ids: sequences that a stop string ended, which the engine must be told.
+    """
+
+    updated: dict[str, tuple[RequestState, list[int]]] = field(default_factory=dict)
+    num_new_tokens: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    abort_sequence_ids: list[str] = field(default_factory=list)
+
+
 class OutputProcessor:
     """Follows all live requests of an engine.
 
@@ -296,43 +327,62 @@ class OutputProcessor:
         self._format_logprobs = LogprobFormatter(tokenizer)
         self._states: dict[str, RequestState] = {}
 
-    def add(self, processed: ProcessedRequest) -> None:
+    def add(self, processed: ProcessedRequest) -> RequestState:
         """Follow a request from now on."""
         request = processed.engine_request
-        self._states[request.request_id] = RequestState(
+        state = self._states[request.request_id] = RequestState(
             processed, [self._detokenizer(request.prompt_token_ids, request.params) for _ in range(request.params.n)]
         )
+        return state
 
     def forget(self, request_id: str) -> None:
         """Follow a request no longer: it was aborted, and later news of it are ignored."""
         if self._states.pop(request_id, None) is not None:
             self.statistics.finished["abort"] += 1
 
+    def end(self, request_id: str, reason: FinishReason, stop_reason: str | None = None) -> None:
+        """End a request from this side, with what it has; later news of it are ignored."""
+        state = self._states.pop(request_id, None)
+        if state is not None:
+            state.end(reason, stop_reason)
+            self._record(state)
+
     def process(self, news: EngineOutputs) -> ProcessedOutputs:
+        """`follow`, and outputs for all requests that have something to tell."""
+        followed = self.follow(news)
+        result = ProcessedOutputs({}, followed.abort_sequence_ids, sum(followed.num_new_tokens.values()))
+        for request_id, (state, indices) in followed.updated.items():
+            request_output = state.output(indices)
+            if request_output is not None:
+                result.request_outputs[request_id] = request_output
+        return result
+
+    def follow(self, news: EngineOutputs) -> FollowedNews:
         """Take a step's news. Those of requests and sequences that have ended are ignored."""
         now = time.monotonic()
-        result = ProcessedOutputs()
-        updated: dict[str, list[int]] = {}
+        self.statistics.iteration_tokens.observe(news.num_tokens)
+        followed = FollowedNews()
+        num_new_tokens, updated = followed.num_new_tokens, followed.updated
         for output in news.outputs:
-            result.num_new_tokens += len(output.new_token_ids)
-            state = self._states.get(output.request_id)
+            request_id = output.request_id
+            num_new_tokens[request_id] = num_new_tokens.get(request_id, 0) + len(output.new_token_ids)
+            state = self._states.get(request_id)
             if state is None or state.sequences[output.index].finished:
                 continue
             if output.error is not None:
                 logger.warning("Request %s ended with an error: %s", state.external_id, output.error)
+                followed.errors[request_id] = output.error
             if state.update(output, self._format_logprobs, now):
-                result.abort_sequence_ids.append(sequence_id(output.request_id, output.index))
+                followed.abort_sequence_ids.append(sequence_id(request_id, output.index))
             if output.new_token_ids or output.finished:
-                updated.setdefault(output.request_id, []).append(output.index)
-        for request_id, indices in updated.items():
-            state = self._states[request_id]
-            request_output = state.output(indices)
-            if request_output is not None:
-                result.request_outputs[request_id] = request_output
+                updated.setdefault(request_id, (state, []))[1].append(output.index)
+        for request_id, (state, _) in updated.items():
+            if num_new_tokens[request_id]:
+                self.statistics.note_tokens(state.metrics, num_new_tokens[request_id], now)
             if state.finished:
                 del self._states[request_id]
                 self._record(state)
-        return result
+        return followed
 
     def _detokenizer(self, prompt_token_ids: list[int], params: SamplingParams) -> Detokenizer | None:
         if not params.detokenize:
@@ -342,10 +392,11 @@ class OutputProcessor:
         )
 
     def _record(self, state: RequestState) -> None:
-        times = state.metrics
-        self.statistics.latency.observe(times.finished_time - times.arrival_time)
-        if times.first_token_time:
-            self.statistics.time_to_first_token.observe(times.first_token_time - times.arrival_time)
-        self.statistics.prompt_tokens.observe(len(state.prompt_token_ids))
-        self.statistics.generation_tokens.observe(sum(len(sequence.token_ids) for sequence in state.sequences))
-        self.statistics.finished[str(state.sequences[0].finish_reason)] += 1
+        self.statistics.note_end(
+            state.metrics,
+            str(state.sequences[0].finish_reason),
+            num_prompt_tokens=len(state.prompt_token_ids),
+            num_generation_tokens=sum(len(sequence.token_ids) for sequence in state.sequences),
+            n=len(state.sequences),
+            max_tokens=state.max_tokens,
+        )
