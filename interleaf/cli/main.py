@@ -22,6 +22,7 @@ from interleaf import __version__
 COMMANDS = {
     "generate": "answer prompts, or write on from them",
     "chat": "talk with a model",
+    "serve": "serve a model over HTTP with OpenAI's API",
     "models": "list, pull or remove the built-in models",
     "bench": "measure latency or throughput",
 }

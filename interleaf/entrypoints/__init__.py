@@ -1,0 +1,1 @@
+"""Names of modules that users of vLLM type."""

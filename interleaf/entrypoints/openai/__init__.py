@@ -1,0 +1,1 @@
+"""See `interleaf.entrypoints.openai.api_server`."""

@@ -1,0 +1,45 @@
+"""The app: routes, layers around them, and the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from interleaf import __version__
+from interleaf.server import chat, completions, models, operations, tokenize
+from interleaf.server.engine import Engine
+from interleaf.server.errors import install_handlers
+from interleaf.server.middleware import Edge
+from interleaf.server.options import ServerOptions
+from interleaf.server.state import ServerState
+
+FAMILIES = (completions, chat, models, tokenize, operations)
+
+
+def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
+    """An app on an engine that runs already and is shut down by whoever started it."""
+    state = ServerState(engine, options)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await state.close()
+
+    app = FastAPI(title="interleaf", version=__version__, root_path=options.root_path, lifespan=lifespan)
+    app.state.server = state
+    for family in FAMILIES:
+        app.include_router(family.router)
+    install_handlers(app)
+    app.add_middleware(Edge, state=state)
+    if options.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id"],
+        )
+    return app

@@ -1,0 +1,102 @@
+"""From messages to a prompt, for every endpoint that takes messages."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from interleaf.frontend.processor import PromptDict
+from interleaf.server.errors import bad_request
+from interleaf.server.generation import INLINE_CHARS, tokenized
+from interleaf.server.protocol.chat import ChatMessage, TemplateFields
+from interleaf.server.state import ServerState
+
+RESERVED = frozenset(
+    {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
+)
+"""Names in `chat_template_kwargs` that would take the place of other fields."""
+
+
+async def chat_prompt(state: ServerState, body: TemplateFields, with_tools: bool = True) -> PromptDict:
+    """The prompt that the template makes of a request's messages.
+
+    Raises:
+        ApiError, RequestError: the messages or the template are refused.
+    """
+    body_size = sum(len(message.content or "") for message in body.messages)
+    if body_size <= INLINE_CHARS:
+        prompt = _render(state, body, with_tools)
+    else:
+        prompt = await asyncio.to_thread(_render, state, body, with_tools)
+    if body.add_special_tokens:
+        return await tokenized(state.engine, prompt["prompt"], True)
+    return prompt
+
+
+def _render(state: ServerState, body: TemplateFields, with_tools: bool) -> PromptDict:
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if with_tools else []
+    return state.engine.processor.render_chat(
+        [message_dict(message) for message in body.messages],
+        chat_template=_template(state, body.chat_template),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+        tools=tools or None,
+        chat_template_kwargs=_template_variables(body),
+    )
+
+
+def _template(state: ServerState, asked: str | None) -> str | None:
+    if asked is None:
+        return state.options.chat_template
+    if asked in state.engine.tokenizer.chat_templates or state.options.trust_request_chat_template:
+        return asked
+    raise bad_request(
+        "chat_template of a request is a program, which this server runs only if it was started with "
+        "--trust-request-chat-template.",
+        "chat_template",
+    )
+
+
+def _template_variables(body: TemplateFields) -> dict[str, Any]:
+    given = body.chat_template_kwargs or {}
+    reserved = sorted(RESERVED & given.keys())
+    if reserved:
+        raise bad_request(
+            f"chat_template_kwargs must not have {reserved[0]!r}, which is a field of its own or fixed.",
+            "chat_template_kwargs",
+        )
+    own = {"documents": body.documents, "reasoning_effort": body.reasoning_effort}
+    return {**{name: value for name, value in own.items() if value is not None}, **given}
+
+
+def message_dict(message: ChatMessage) -> dict[str, Any]:
+    """A message as templates expect it: calls with parsed arguments, content of text parts only."""
+    plain = message.model_dump(exclude_none=True)
+    content = message.content
+    if isinstance(content, list):
+        plain["content"] = [_text_part(part.type, part.text, part.refusal) for part in content]
+    elif content is None:
+        plain["content"] = ""
+    for call in plain.get("tool_calls", ()):
+        call["function"]["arguments"] = _arguments(call["function"]["arguments"])
+    return plain
+
+
+def _text_part(kind: str, text: str | None, refusal: str | None) -> dict[str, str]:
+    words = refusal if kind == "refusal" else text
+    if kind not in ("text", "input_text", "output_text", "refusal") or words is None:
+        raise bad_request(
+            f"This model reads text only: content parts of type {kind[:100]!r} are not taken.", "messages"
+        )
+    return {"type": "text", "text": words}
+
+
+def _arguments(text: str) -> Any:
+    if not text:
+        return {}
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise bad_request("The arguments of a message's tool call are not valid JSON.", "messages") from None

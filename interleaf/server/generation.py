@@ -1,0 +1,144 @@
+"""From a checked request to the engine: prompts, ids, limits, usage. All endpoints that generate use it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from interleaf.frontend.processor import PromptDict
+from interleaf.outputs import CompletionOutput, RequestOutput
+from interleaf.params import SamplingParams
+from interleaf.server.engine import Engine
+from interleaf.server.errors import ApiError, bad_request
+from interleaf.server.protocol.common import PromptTokensDetails, SamplingFields, Usage
+from interleaf.server.state import ServerState, state_of
+from interleaf.server.streaming import merged
+
+INLINE_CHARS = 10_000
+"""Longer texts are tokenized in a thread, so that other streams go on meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A request besides its body.
+
+    Fields:
+        request_id: the client's, or a made one; unique only if the client's are.
+        deadline: by the monotonic clock.
+    """
+
+    state: ServerState
+    request_id: str
+    deadline: float | None = None
+
+    @property
+    def engine(self) -> Engine:
+        return self.state.engine
+
+
+def context_of(request: Request) -> Context:
+    """The context of an HTTP request."""
+    return new_context(state_of(request), request.state.request_id)
+
+
+def new_context(state: ServerState, request_id: str | None = None) -> Context:
+    """A context for work that begins now."""
+    timeout = state.options.request_timeout
+    deadline = None if timeout is None else time.monotonic() + timeout
+    return Context(state, request_id or uuid.uuid4().hex, deadline)
+
+
+@dataclass(slots=True)
+class UsageCounter:
+    """Adds up the tokens of a request's prompts."""
+
+    num_prompts: int
+    completion_tokens: int = 0
+    _prompt_tokens: dict[int, int] = field(default_factory=dict)
+    _cached_tokens: dict[int, int] = field(default_factory=dict)
+
+    def add(self, prompt_index: int, output: RequestOutput) -> None:
+        """Count what an output says of its prompt, and the tokens in it."""
+        self._prompt_tokens[prompt_index] = len(output.prompt_token_ids)
+        self._cached_tokens[prompt_index] = output.num_cached_tokens
+        self.completion_tokens += sum(len(one.token_ids) for one in output.outputs)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(self._prompt_tokens.values())
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(self._cached_tokens.values())
+
+    def usage(self) -> Usage:
+        prompt = self.prompt_tokens
+        return Usage(
+            prompt, self.completion_tokens, prompt + self.completion_tokens, PromptTokensDetails(self.cached_tokens)
+        )
+
+
+async def tokenized(engine: Engine, prompt: str | Sequence[int], add_special_tokens: bool) -> PromptDict:
+    """A prompt with its token ids."""
+    if not isinstance(prompt, str):
+        return {"prompt_token_ids": list(prompt)}
+    if len(prompt) <= INLINE_CHARS:
+        token_ids = engine.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+    else:
+        token_ids = await asyncio.to_thread(engine.tokenizer.encode, prompt, add_special_tokens)
+    return {"prompt": prompt, "prompt_token_ids": token_ids}
+
+
+async def generated(
+    context: Context, body: SamplingFields, prompts: Sequence[PromptDict], params: SamplingParams, request_id: str
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """Outputs of all prompts as they come, each with its prompt's number."""
+    priority = body.priority or 0
+    if priority and context.engine.config.scheduler.policy != "priority":
+        raise bad_request("priority needs a server that was started with --scheduling-policy priority.", "priority")
+    streams = [
+        context.engine.generate(
+            prompt,
+            params,
+            request_id if len(prompts) == 1 else f"{request_id}-{number}",
+            priority=priority,
+            cache_salt=body.cache_salt,
+            deadline=context.deadline,
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+    async for number, output in merged(streams):
+        for one in output.outputs:
+            check_finish(one)
+        yield number, output
+
+
+def check_finish(output: CompletionOutput) -> None:
+    """Raise for a sequence that did not end by itself.
+
+    Raises:
+        ApiError: it was broken off, by the engine or by its time limit.
+    """
+    if output.finish_reason == "error":
+        raise ApiError(500, "The engine failed on this request.", code="internal_error")
+    if output.finish_reason == "abort":
+        raise ApiError(503, "The request was ended before its answer was complete.", code="aborted")
+
+
+def default_max_tokens(defaults: SamplingParams) -> int | None:
+    """The limit that the checkpoint sets for answers, if it sets one."""
+    return None if defaults.max_tokens == SamplingParams().max_tokens else defaults.max_tokens
+
+
+def identifier(prefix: str, context: Context, body: SamplingFields) -> str:
+    """The id of a response: made of the id that the request brings."""
+    return f"{prefix}-{body.request_id or context.request_id}"
+
+
+def now() -> int:
+    return int(time.time())

@@ -1,0 +1,180 @@
+"""Starting a server, and ending it well: a signal lets what runs finish before anything is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import uvicorn
+
+from interleaf.errors import ConfigError
+from interleaf.observe import get_logger
+from interleaf.server.app import create_app
+from interleaf.server.engine import Engine
+from interleaf.server.options import ServerOptions
+
+logger = get_logger(__name__)
+
+BACKLOG = 2048
+LAST_SECONDS = 5
+"""For connections to close once nothing runs any more."""
+
+
+class StartableEngine(Engine, Protocol):
+    """An engine that the server starts and ends."""
+
+    async def start(self) -> None: ...
+
+    async def shutdown(self, drain_timeout: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen: at a host and port, or at a Unix socket."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+
+    def address(self, bound: socket.socket) -> str:
+        """What a user types to get there."""
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.ssl_certfile else ''}://{host}:{bound.getsockname()[1]}"
+
+
+def bind(listen: Listen) -> socket.socket:
+    """A socket at the address, not listening yet: a port that is taken is known before the model is loaded.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    try:
+        if listen.uds is not None:
+            _remove_stale_socket(listen.uds)
+            bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            bound.bind(listen.uds)
+            return bound
+        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
+            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        place = listen.uds or f"{listen.host}:{listen.port}"
+        raise ConfigError(f"The server cannot listen at {place} ({error}): choose another address.") from None
+    return bound
+
+
+async def serve(
+    engine: StartableEngine, bound: socket.socket, listen: Listen, options: ServerOptions, shutdown_timeout: float
+) -> None:
+    """Start the engine and serve it until a signal comes; then finish what runs.
+
+    Args:
+        bound: from `bind`.
+        shutdown_timeout: seconds that running requests have to end.
+
+    Raises:
+        InterleafError: the engine cannot start.
+    """
+    stop = _Signals()
+    with stop:
+        starting = asyncio.ensure_future(engine.start())
+        try:
+            if not await _first(starting, stop):
+                starting.cancel()
+                return
+            app = create_app(engine, options)
+            server = _server(app, listen)
+            serving = asyncio.ensure_future(server.serve(sockets=[bound]))
+            logger.info("%s is served at %s", options.served_model_names[0], listen.address(bound))
+            if await _first(serving, stop):
+                return
+            logger.info("Shutting down: running requests have %g s to end", shutdown_timeout)
+            draining = asyncio.ensure_future(app.state.server.drain(shutdown_timeout))
+            if not await _first(draining, stop) or not draining.result():
+                logger.warning("Requests were still running and are ended now")
+        finally:
+            await engine.shutdown(0)
+        server.should_exit = True
+        await serving
+        _remove_own_socket(listen)
+
+
+class _Signals:
+    """SIGTERM and SIGINT, each of which ends a wait."""
+
+    def __init__(self) -> None:
+        self._arrived = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    async def wait(self) -> None:
+        """Until the next signal."""
+        await self._arrived.wait()
+        self._arrived.clear()
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._arrived.set)
+
+    def __exit__(self, *error: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+
+async def _first(work: asyncio.Future[None] | asyncio.Future[bool], stop: _Signals) -> bool:
+    """Whether `work` was done before a signal came."""
+    waiting = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if work.done():
+        work.result()
+        return True
+    return False
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which would close connections at once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(app: object, listen: Listen) -> _Server:
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        ssl_keyfile=listen.ssl_keyfile,
+        ssl_certfile=listen.ssl_certfile,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=LAST_SECONDS,
+        ws="none",
+    )
+    return _Server(config)
+
+
+def _remove_stale_socket(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)
+
+
+def _remove_own_socket(listen: Listen) -> None:
+    if listen.uds is not None:
+        Path(listen.uds).unlink(missing_ok=True)

@@ -1,0 +1,41 @@
+"""What the server itself can be told; the engine's options are `interleaf.config.EngineArgs`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Settings of the HTTP side.
+
+    Fields:
+        served_model_names: names that requests may give the model; the first is the one shown.
+        api_keys: any of these opens the server; none leaves it open.
+        allowed_origins: web origins whose pages may call it; "*" is every one.
+        root_path: where a proxy in front has put the server.
+        max_body_size: longest body of a request, but for uploads of files.
+        max_file_size: longest uploaded file.
+        response_store: SQLite file of stored responses; None keeps the last ones in memory.
+        files_dir: directory of uploaded files and batches; None is one that goes with the server.
+        chat_template: that takes the place of the model's own: Jinja text, or the name of one of the model's.
+        trust_request_chat_template: let requests bring their own chat template.
+        request_timeout: seconds that any request may take; None is no limit.
+        log_requests: write one line to the log for each request.
+    """
+
+    served_model_names: tuple[str, ...]
+    api_keys: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    root_path: str = ""
+    max_body_size: int = 32 * MIB
+    max_file_size: int = 256 * MIB
+    response_store: Path | None = None
+    files_dir: Path | None = None
+    chat_template: str | None = None
+    trust_request_chat_template: bool = False
+    request_timeout: float | None = None
+    log_requests: bool = True

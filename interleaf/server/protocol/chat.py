@@ -1,0 +1,173 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import Field
+
+from interleaf.server.errors import bad_request
+from interleaf.server.protocol.common import ApiModel, PromptLogprobsField, SamplingFields, Usage
+
+MAX_MESSAGES = 10_000
+MAX_TOOLS = 1_000
+
+
+class ContentPart(ApiModel):
+    """A piece of a message; text is the only kind that is taken."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class FunctionCall(ApiModel):
+    name: str
+    arguments: str = ""
+
+
+class ToolCall(ApiModel):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(ApiModel):
+    role: str = Field(min_length=1, max_length=100)
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionDefinition(ApiModel):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(ApiModel):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(ApiModel):
+    name: str
+
+
+class NamedToolChoice(ApiModel):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class TemplateFields(ApiModel):
+    """How messages become a prompt."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    add_generation_prompt: bool | None = True
+    continue_final_message: bool | None = False
+    add_special_tokens: bool | None = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
+
+
+class ChatCompletionRequest(SamplingFields, TemplateFields):
+    logprobs: bool | None = False
+    top_logprobs: int | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    modalities: list[str] | None = None
+    echo: bool | None = False
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        if self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice):
+            raise bad_request(
+                "tool_choice must be auto or none: the model cannot be made to call a tool.",
+                "tool_choice",
+                "unsupported_parameter",
+            )
+        if self.modalities not in (None, ["text"]):
+            raise bad_request('modalities must be ["text"].', "modalities", "unsupported_parameter")
+        if self.top_logprobs is not None:
+            if self.top_logprobs < 0:
+                raise bad_request("top_logprobs must be at least 0.", "top_logprobs")
+            if self.top_logprobs and not self.logprobs:
+                raise bad_request("top_logprobs needs logprobs set to true.", "top_logprobs")
+
+
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class AnswerMessage(msgspec.Struct):
+    role: str
+    content: str
+    refusal: str | None = None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatResponse(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobsField | UnsetType = UNSET
+    object: str = "chat.completion"
+    system_fingerprint: str | None = None
+
+
+class Delta(msgspec.Struct):
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatChunk(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    object: str = "chat.completion.chunk"
+    system_fingerprint: str | None = None

@@ -1,0 +1,216 @@
+"""What requests and responses of several endpoints have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from interleaf.observe import get_logger
+from interleaf.params import SamplingParams
+from interleaf.server.errors import bad_request
+
+logger = get_logger(__name__)
+
+MAX_N = 128
+MAX_PROMPTS = 2048
+MAX_REPORTED_FIELDS = 1000
+"""Names of ignored fields that are remembered, so that each is reported once."""
+
+NOT_SUPPORTED = {
+    "audio": "this server makes no audio",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "guided_choice": "structured output is not available",
+    "guided_grammar": "structured output is not available",
+    "guided_json": "structured output is not available",
+    "guided_regex": "structured output is not available",
+    "kv_transfer_params": "caches cannot be handed to other servers",
+    "logits_processors": "no code is taken from requests",
+    "moderation": "this server moderates nothing",
+    "structured_outputs": "structured output is not available",
+    "use_beam_search": "beam search is not available",
+    "web_search_options": "this server searches no web",
+}
+"""Fields whose being ignored would change the answer: field -> why it is refused."""
+
+WITHOUT_EFFECT = {
+    "metadata": "nothing is kept of it",
+    "parallel_tool_calls": "the model decides",
+    "prediction": "it would change nothing in the answer",
+    "prompt_cache_key": "every prefix is cached",
+    "prompt_cache_options": "every prefix is cached",
+    "prompt_cache_retention": "every prefix is cached",
+    "safety_identifier": "users are not told apart",
+    "service_tier": "there is one",
+    "store": "chats and completions are not stored",
+    "user": "users are not told apart",
+    "verbosity": "the model decides",
+}
+"""Documented fields that change nothing here: field -> why."""
+
+_reported: set[str] = set()
+
+TokenIds = Annotated[list[int], WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})]
+
+
+class ApiModel(BaseModel):
+    """Base of all request shapes: types are taken strictly, and fields that are not known are reported."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+    without_effect: ClassVar[dict[str, str]] = WITHOUT_EFFECT
+
+    def check_fields(self) -> None:
+        """Refuse fields that must not be ignored; log which other ones are.
+
+        Raises:
+            ApiError: a field asks for something that there is not.
+        """
+        for name, value in (self.model_extra or {}).items():
+            if name in NOT_SUPPORTED:
+                if value:
+                    raise bad_request(f"{name} is not supported: {NOT_SUPPORTED[name]}.", name, "unsupported_parameter")
+            elif name not in _reported and len(_reported) < MAX_REPORTED_FIELDS:
+                _reported.add(name)
+                reason = self.without_effect.get(name, "it is not known")
+                logger.warning("The field %.100r of a request has no effect: %s.", name, reason)
+
+
+class StreamOptions(ApiModel):
+    """`include_usage` adds a last chunk with the usage, `continuous_usage_stats` the usage so far to every chunk."""
+
+    include_usage: bool | None = True
+    continuous_usage_stats: bool | None = False
+
+    without_effect: ClassVar[dict[str, str]] = {"include_obfuscation": "lengths of chunks are not hidden"}
+
+
+class ResponseFormat(ApiModel):
+    """Only text is available."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+
+
+class SamplingFields(ApiModel):
+    """How to sample: OpenAI's fields and vLLM's; what they mean is told in `interleaf.params.SamplingParams`."""
+
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=MAX_N)
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: TokenIds | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    vllm_xargs: dict[str, Any] | None = None
+
+    priority: int | None = 0
+    request_id: str | None = Field(None, min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
+    cache_salt: str | None = Field(None, min_length=1)
+    return_token_ids: bool | None = False
+    return_tokens_as_token_ids: bool | None = False
+
+    def sampling_params(self, defaults: SamplingParams, **own: Any) -> SamplingParams:
+        """SamplingParams of this request.
+
+        Args:
+            defaults: the checkpoint's, for what the request leaves open.
+            own: further fields, which the endpoint gives.
+
+        Raises:
+            ParameterError: a value is out of range.
+        """
+        values = {name: getattr(defaults, name) for name in DEFAULTED}
+        values |= {name: value for name in SHARED if (value := getattr(self, name)) is not None}
+        return SamplingParams(**values, extra_args=self.vllm_xargs, **own)
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        if self.response_format is not None and self.response_format.type != "text":
+            raise bad_request(
+                "response_format must be of type text: structured output is not available.",
+                "response_format",
+                "unsupported_parameter",
+            )
+        if self.stream_options is not None:
+            self.stream_options.check_fields()
+            if not self.stream:
+                raise bad_request("stream_options are only for requests with stream set to true.", "stream_options")
+        if self.stream and self.prompt_logprobs is not None:
+            raise bad_request("prompt_logprobs cannot be streamed: set stream to false.", "prompt_logprobs")
+
+    @property
+    def usage_in_stream(self) -> tuple[bool, bool]:
+        """Whether a last chunk tells the usage, and whether every chunk does."""
+        options = self.stream_options
+        if options is None:
+            return False, False
+        last = bool(options.include_usage)
+        return last, last and bool(options.continuous_usage_stats)
+
+
+DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields for which a checkpoint may have defaults."""
+SHARED = (
+    *DEFAULTED,
+    "n",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "logit_bias",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "truncate_prompt_tokens",
+    "allowed_token_ids",
+    "bad_words",
+    "prompt_logprobs",
+)
+"""Fields that mean the same in `SamplingParams`."""
+
+
+class PromptTokensDetails(msgspec.Struct):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    """Tokens that a request took; `cached_tokens` are those of the prompt that were in the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class PromptLogprob(msgspec.Struct):
+    logprob: float
+    rank: int | None
+    decoded_token: str | None
+
+
+PromptLogprobsField = list[dict[str, PromptLogprob] | None]
+"""Per prompt token: token id -> logprob; nothing for the first one."""

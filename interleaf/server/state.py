@@ -1,0 +1,93 @@
+"""What all endpoints share: the engine, the options, what is in flight, and what was stored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import Request
+
+from interleaf.server.engine import Engine
+from interleaf.server.errors import ApiError
+from interleaf.server.options import ServerOptions
+
+
+class ServerState:
+    """One server's state.
+
+    Fields:
+        draining: no new work is taken; the server ends when `in_flight` is 0.
+        in_flight: requests, and work in the background, that have not ended.
+        started: Unix time of the start.
+    """
+
+    def __init__(self, engine: Engine, options: ServerOptions) -> None:
+        self.engine = engine
+        self.options = options
+        self.draining = False
+        self.in_flight = 0
+        self.started = int(time.time())
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def model_name(self) -> str:
+        """The name that responses show."""
+        return self.options.served_model_names[0]
+
+    def check_model(self, name: str | None) -> str:
+        """The name to show for a request for this model; None is the model that there is.
+
+        Raises:
+            ApiError: (404) the model is not served.
+        """
+        if not name:
+            return self.model_name
+        if name not in self.options.served_model_names:
+            raise ApiError(404, f"The model {name[:200]!r} does not exist here.", "model", "model_not_found")
+        return name
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Something that a drain waits for."""
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
+
+    async def drain(self, timeout: float) -> bool:
+        """Take no more work and wait for what there is; False if it did not end in time."""
+        self.draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something behind the requests; it is cancelled when the server ends."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancel what runs in the background."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def state_of(request: Request) -> ServerState:
+    """The state of the server that a request came to."""
+    state: ServerState = request.app.state.server
+    return state
