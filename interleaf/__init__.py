@@ -13,12 +13,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from interleaf.errors import InterleafError
+    from interleaf.frontend.async_engine import AsyncEngine, AsyncLLM
     from interleaf.llm import LLM
     from interleaf.outputs import CompletionOutput, Logprob, RequestOutput
     from interleaf.params import RequestOutputKind, SamplingParams
 
 _HOME_OF = {
     "LLM": "interleaf.llm",
+    "AsyncEngine": "interleaf.frontend.async_engine",
+    "AsyncLLM": "interleaf.frontend.async_engine",
     "SamplingParams": "interleaf.params",
     "RequestOutputKind": "interleaf.params",
     "RequestOutput": "interleaf.outputs",
@@ -29,6 +32,8 @@ _HOME_OF = {
 
 __all__ = [
     "LLM",
+    "AsyncEngine",
+    "AsyncLLM",
     "CompletionOutput",
     "InterleafError",
     "Logprob",

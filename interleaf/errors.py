@@ -11,6 +11,7 @@
     │   ├── PromptTooLongError       the prompt leaves no room in the context
     │   └── OverloadedError          too many requests wait already; ask again later
     ├── InsufficientMemoryError      (MemoryError)   not enough memory for what was asked
+    ├── DeadlineExceededError        (TimeoutError)  a request did not end within the time it was given
     └── EngineError                  (RuntimeError)  a fault of ours, not of the input
         ├── EngineDeadError          the engine has stopped and takes no more requests
         ├── EngineRestartingError    the engine is being started again; ask again soon
@@ -73,6 +74,10 @@ class OverloadedError(RequestError):
 
 class InsufficientMemoryError(InterleafError, MemoryError):
     """There is not enough memory for what was asked."""
+
+
+class DeadlineExceededError(InterleafError, TimeoutError):
+    """A request did not end within the time it was given."""
 
 
 class EngineError(InterleafError, RuntimeError):

@@ -232,11 +232,11 @@ class Supervisor:
                 if watch is not None:
                     watch.cancel()
             logger.error("%s It is started again.", reason)
-            await self._clear_away(reason)
             step, computed = read_step_record(self._directory / STEP_RECORD_NAME)
             lived = computed or time.monotonic() - begin > 2 * self._options.hang_timeout
             failures = 0 if lived else failures + 1
             self._work.engine_died(computed, step)
+            await self._clear_away(reason)
             again = await self._bring_up_again(failures)
             if again is None:
                 return

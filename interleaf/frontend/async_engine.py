@@ -1,0 +1,593 @@
+"""AsyncEngine: generation for asyncio programs, by an engine in a process of its own.
+
+The front end keeps each unfinished request and what it has brought. So when the engine dies, the
+next one is given the requests together with their tokens, and goes on behind them: callers see a
+pause, then the same tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import msgspec
+
+from interleaf.config import EngineArgs, EngineConfig, engine_args
+from interleaf.engine.remote import Answer, Connection
+from interleaf.errors import (
+    DeadlineExceededError,
+    EngineDeadError,
+    EngineRestartingError,
+    InterleafError,
+    RequestFailedError,
+)
+from interleaf.frontend.admission import Admission
+from interleaf.frontend.metrics import EngineMetrics
+from interleaf.frontend.output import OutputProcessor, RequestState, sequence_id
+from interleaf.frontend.processor import ProcessedRequest, Processor, Prompt, PromptDict, RequestInput
+from interleaf.frontend.recovery import Recovery
+from interleaf.frontend.supervisor import Supervisor, SupervisorOptions, computes_nothing
+from interleaf.messages import AbortRequests, AbortSequences, EngineOutputs, EngineRequest, FinishReason, SchedulerStats
+from interleaf.observe import get_logger
+from interleaf.outputs import RequestOutput
+from interleaf.params import SamplingParams
+
+if TYPE_CHECKING:
+    from interleaf.frontend.tokenizer import Tokenizer
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+
+INLINE_CHARACTERS = 4096
+INLINE_TOKENS = 16384
+"""Prompts up to these sizes are processed in the event loop; larger ones would hold it up, and go to a thread."""
+HEALTH_SAMPLE_SECONDS = 0.5
+
+
+class _Stream:
+    """One request on its way: what it was, what it has brought, and who waits for it.
+
+    News are not queued: they are noted, and told when the caller comes for them, all that there are
+    by then in one output. So a slow caller costs no memory.
+    """
+
+    def __init__(self, processed: ProcessedRequest, state: RequestState) -> None:
+        self.request: EngineRequest = processed.engine_request
+        self.external_id = processed.external_id
+        self.state = state
+        self.started = False
+        self.error: InterleafError | None = None
+        self._changed: set[int] = set()
+        self._news = asyncio.Event()
+
+    def notify(self, indices: list[int]) -> None:
+        """The sequences `indices` have something to tell."""
+        self._changed.update(indices)
+        self._news.set()
+
+    def fail(self, error: InterleafError) -> None:
+        """Let the caller have this error."""
+        self.error = error
+        self._news.set()
+
+    async def outputs(self) -> AsyncGenerator[RequestOutput, None]:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if self.error is not None:
+                raise self.error
+            changed, self._changed = self._changed, set()
+            output = self.state.output(changed)
+            if output is not None:
+                yield output
+                if output.finished:
+                    return
+
+
+class AsyncEngine:
+    """An engine process, and everything that is asked of it by one asyncio program.
+
+    Args:
+        args: of the engine; or give them as keywords.
+        max_num_queued_reqs: most sequences that may wait for the engine; None is no limit.
+        max_num_queued_tokens: most prompt tokens that may wait for the engine; None is no limit.
+        address: the `address` of an AsyncEngine in another process, to share its engine.
+        supervision: when the engine counts as dead.
+        options: fields of `interleaf.config.EngineArgs`.
+
+    Raises:
+        ConfigError: an option has no such name.
+
+    All methods are for the thread and the event loop in which it was started.
+    """
+
+    def __init__(
+        self,
+        args: EngineArgs | None = None,
+        *,
+        max_num_queued_reqs: int | None = None,
+        max_num_queued_tokens: int | None = None,
+        address: str | None = None,
+        supervision: SupervisorOptions | None = None,
+        **options: Any,
+    ) -> None:
+        self._args = engine_args(options) if args is None else args
+        self._admission = Admission(max_num_queued_reqs, max_num_queued_tokens)
+        self._attached_to = address
+        self._supervision = supervision or SupervisorOptions()
+        self._name = os.urandom(6).hex()
+        self._streams: dict[str, _Stream] = {}
+        self._recovery = Recovery()
+        self._last_step = -1
+        self._starting = asyncio.Lock()
+        self._engine_up = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._sleeping = False
+        self._draining = False
+        self._dead: EngineDeadError | None = None
+        self._config: EngineConfig | None = None
+        self._processor: Processor | None = None
+        self._supervisor: Supervisor | None = None
+        self._outputs: OutputProcessor | None = None
+        self._metrics: EngineMetrics | None = None
+
+    @classmethod
+    def from_engine_args(cls, args: EngineArgs, **options: Any) -> Self:
+        """The same as `AsyncEngine(args, ...)`, under vLLM's name."""
+        return cls(args, **options)
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Start the engine and wait until it is ready. Done by `generate` where it was not done before.
+
+        Raises:
+            ConfigError, CheckpointError, InsufficientMemoryError: the engine cannot start.
+            EngineDeadError: it was shut down, or ended while it started.
+        """
+        async with self._starting:
+            if self._dead is not None:
+                raise self._dead
+            if self._processor is None:
+                await self._start()
+
+    async def _start(self) -> None:
+        from interleaf.loader.checkpoint import locate
+
+        # Once here, so that front end and engine don't both fetch a model.
+        await asyncio.to_thread(locate, self._args.model, self._args.revision)
+        self._supervisor = Supervisor(self._args, self, self._supervision, self._attached_to)
+        loading = asyncio.create_task(asyncio.to_thread(_load_tokenizer, self._args))
+        try:
+            await self._supervisor.start()
+            tokenizer, generation_config = await loading
+        except BaseException:
+            await self._supervisor.stop()
+            with contextlib.suppress(asyncio.CancelledError, InterleafError):
+                await loading
+            raise
+        self._outputs = OutputProcessor(tokenizer)
+        self._metrics = EngineMetrics(self._outputs.statistics, self.config.model_name)
+        self._metrics.engine_started(self.config)
+        self._processor = Processor(self.config, tokenizer, generation_config)
+
+    async def shutdown(self, drain_timeout: float = 0.0) -> None:
+        """Take no more requests, let those that run finish within `drain_timeout` seconds, abort the rest, end."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), drain_timeout)
+        self._end(list(self._streams), FinishReason.ABORT)
+        self._dead = self._dead or EngineDeadError("The engine was shut down.")
+        self._engine_up.set()
+        if self._supervisor is not None:
+            await self._supervisor.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    # ---- generation ----
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        arrival_time: float | None = None,
+        deadline: float | None = None,
+        wait_for_restart: bool = True,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Yield what a prompt brings, as `sampling_params.output_kind` says.
+
+        Closing the generator, or cancelling the task that reads it, aborts the request within one step.
+
+        Args:
+            prompt: as for `LLM.generate`.
+            sampling_params: None takes the checkpoint's defaults.
+            request_id: the caller's name for it, which outputs bear and `abort` takes.
+            priority: lower runs first, where the engine goes by priority.
+            cache_salt: requests share cached prefixes only with those of the same salt.
+            arrival_time: in seconds of the monotonic clock, for metrics; None is now.
+            deadline: seconds from its arrival in which the request must end.
+            wait_for_restart: whether to wait while the engine is being started again.
+
+        Raises:
+            RequestError: the request is wrong; nothing was queued. Raised when the first output is asked for.
+            OverloadedError: too many wait already.
+            DeadlineExceededError: the deadline came first.
+            RequestFailedError: the engine could not finish this request; others go on.
+            EngineRestartingError: the engine is being started again, and this should not wait.
+            EngineDeadError: the engine is gone for good.
+        """
+        arrival = time.monotonic() if arrival_time is None else arrival_time
+        await self._check_open(wait_for_restart)
+        request = RequestInput(
+            _with_salt(prompt, cache_salt),
+            self.default_sampling_params() if sampling_params is None else sampling_params,
+            priority,
+            request_id,
+        )
+        processed = await self._process(request)
+        # Processing may have taken its time in a thread.
+        await self._check_open(wait_for_restart)
+        processed.engine_request.request_id = f"{self._name}-{processed.engine_request.request_id}"
+        processed.engine_request.arrival_time = arrival
+        stream = self._add(processed)
+        internal_id = stream.request.request_id
+        timer = None
+        if deadline is not None:
+            left = arrival + deadline - time.monotonic()
+            timer = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, internal_id, deadline)
+        try:
+            async for output in stream.outputs():
+                yield output
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._end([internal_id], FinishReason.ABORT)
+
+    async def abort(self, request_id: str) -> None:
+        """End the requests of this name (of `generate`'s); their readers get a last output that says "abort"."""
+        self._end([name for name, one in self._streams.items() if one.external_id == request_id], FinishReason.ABORT)
+
+    def default_sampling_params(self) -> SamplingParams:
+        """What `generate` uses when it is given no parameters: the checkpoint's generation_config.json."""
+        return self.processor.default_sampling_params()
+
+    # ---- facts ----
+
+    @property
+    def config(self) -> EngineConfig:
+        """The engine's configuration."""
+        return _started(self._config)
+
+    @property
+    def processor(self) -> Processor:
+        """What checks and tokenizes requests."""
+        return _started(self._processor)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def metrics(self) -> EngineMetrics:
+        """For Prometheus: `metrics.render()`."""
+        return _started(self._metrics)
+
+    @property
+    def address(self) -> str:
+        """Where other processes reach the engine: their AsyncEngine's `address`."""
+        return _started(self._supervisor).address
+
+    @property
+    def engine_pid(self) -> int | None:
+        """Process id of the engine; None while there is none, or if another process supervises it."""
+        return None if self._supervisor is None else self._supervisor.pid
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be computed now."""
+        started = self._processor is not None and self._engine_up.is_set()
+        return started and not (self._draining or self._sleeping or self.errored)
+
+    @property
+    def errored(self) -> bool:
+        """Whether the engine is gone for good."""
+        return self._dead is not None
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    # ---- utilities ----
+
+    async def check_health(self, timeout: float = 5.0) -> None:
+        """Ask the engine whether it gets on.
+
+        Raises:
+            EngineRestartingError: it is being started again.
+            EngineDeadError: it does not answer, or hangs in a step; it will be replaced. Or it is gone for good.
+        """
+        if self._dead is not None:
+            raise self._dead
+        supervisor = _started(self._supervisor)
+        connection = supervisor.connection
+        if connection is None or not self._engine_up.is_set():
+            raise _restarting()
+        try:
+            async with asyncio.timeout(timeout):
+                healthy = await _gets_on(connection, timeout)
+        except TimeoutError:
+            healthy = False
+        if not healthy:
+            supervisor.suspect()
+            raise EngineDeadError(f"The engine has not answered or computed anything for {timeout:g} seconds.")
+
+    async def get_stats(self) -> SchedulerStats:
+        """The scheduler's gauges and counters, as of now."""
+        stats = await self._call("stats")
+        assert isinstance(stats, SchedulerStats)
+        self.metrics.engine_told(stats)
+        return stats
+
+    async def block_map(self) -> bytes:
+        """One byte a KV block: 0 free, 1 free with cached contents, 2 held by one sequence, 3 shared."""
+        blocks = await self._call("block_map")
+        assert isinstance(blocks, bytes)
+        return blocks
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes; False, and nothing done, while requests hold blocks."""
+        return bool(await self._call("reset_prefix_cache"))
+
+    async def sleep(self, level: int = 1) -> None:
+        """Give back the memory of weights and KV cache until `wake_up`; requests wait meanwhile, and are then
+        computed again. The weights come from the checkpoint again, so that all levels are the same."""
+        await self._call("sleep")
+        self._sleeping = True
+
+    async def wake_up(self) -> None:
+        """Load the weights again after `sleep`."""
+        await self._call("wake_up")
+        self._sleeping = False
+
+    async def is_sleeping(self) -> bool:
+        """Whether the engine has given its memory back."""
+        self._sleeping = bool(await self._call("is_sleeping"))
+        return self._sleeping
+
+    # ---- what the supervisor tells ----
+
+    def engine_started(self, config: EngineConfig) -> None:
+        """Give the new engine everything that is unfinished."""
+        self._config = self._config or config
+        self._last_step = -1
+        self._sleeping = False
+        self._engine_up.set()
+        if self._metrics is not None:
+            self._metrics.engine_started(config)
+        self._send_next()
+
+    def engine_died(self, computed: set[str], step: int) -> None:
+        """Find out whose fault it was; the others wait for the next engine."""
+        self._engine_up.clear()
+        if self._metrics is not None:
+            self._metrics.engine_died()
+        for request_id in self._recovery.engine_died(computed, step - self._last_step):
+            self._fail(request_id, RequestFailedError("The engine died of this request each time; it was given up."))
+
+    def engine_given_up(self, error: InterleafError) -> None:
+        """Tell everybody."""
+        self._dead = EngineDeadError(f"The engine cannot be started again: {error}")
+        self._engine_up.set()
+        for request_id in list(self._streams):
+            self._fail(request_id, self._dead)
+
+    def outputs_arrived(self, news: EngineOutputs) -> None:
+        """Sort a step's news to those who wait for them."""
+        if news.stats is not None and self._metrics is not None:
+            self._metrics.engine_told(news.stats)
+        if not news.outputs or self._outputs is None:
+            return
+        self._last_step = max(self._last_step, news.step)
+        held_back = self._recovery.holds_back
+        followed = self._outputs.follow(news)
+        if followed.abort_sequence_ids:
+            self._connection().send(AbortSequences(followed.abort_sequence_ids))
+        for request_id, num_tokens in followed.num_new_tokens.items():
+            self._recovery.progressed(request_id, num_tokens)
+        for request_id, (state, indices) in followed.updated.items():
+            stream = self._streams[request_id]
+            if request_id in followed.errors:
+                stream.fail(RequestFailedError(followed.errors[request_id]))
+            self._note_start(stream)
+            stream.notify(indices)
+            if state.finished:
+                self._retire(stream)
+        if held_back:
+            self._send_next()
+
+    # ---- requests ----
+
+    async def _check_open(self, wait_for_restart: bool) -> None:
+        """Wait for the engine if there is none; new requests are not even looked at before."""
+        if self._draining:
+            raise EngineDeadError("The engine is being shut down and takes no more requests.")
+        if self._processor is None:
+            await self.start()
+        if not wait_for_restart and not self._engine_up.is_set():
+            raise _restarting()
+        if self._dead is not None:
+            raise self._dead
+
+    async def _process(self, request: RequestInput) -> ProcessedRequest:
+        if _is_large(request.prompt):
+            return await asyncio.to_thread(self.processor.process, request)
+        return self.processor.process(request)
+
+    def _add(self, processed: ProcessedRequest) -> _Stream:
+        request = processed.engine_request
+        metrics = self.metrics
+        self._admission.check(request, self.config.scheduler.max_num_seqs, metrics.stats.num_waiting)
+        self._admission.add(request)
+        outputs = _started(self._outputs)
+        outputs.statistics.num_prompt_tokens += len(request.prompt_token_ids)
+        stream = self._streams[request.request_id] = _Stream(processed, outputs.add(processed))
+        self._recovery.add(request.request_id)
+        self._set_busy()
+        self._send_next()
+        return stream
+
+    def _send_next(self) -> None:
+        """Send what the engine may be given now."""
+        if self._engine_up.is_set() and self._dead is None and self._streams:
+            connection = self._connection()
+            for request_id in self._recovery.next_to_send():
+                _send(connection, self._streams[request_id])
+
+    def _note_start(self, stream: _Stream) -> None:
+        """A request that has brought something waits no longer."""
+        if not stream.started:
+            stream.started = True
+            self._admission.start(stream.request)
+
+    def _expire(self, request_id: str, seconds: float) -> None:
+        self._fail(request_id, DeadlineExceededError(f"The request did not end within {seconds:g} seconds."))
+
+    def _fail(self, request_id: str, error: InterleafError) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream.fail(error)
+            timed_out = isinstance(error, DeadlineExceededError)
+            self._end([request_id], FinishReason.ABORT if timed_out else FinishReason.ERROR)
+
+    def _end(self, request_ids: list[str], reason: FinishReason) -> None:
+        """End requests from this side; those that have ended are ignored."""
+        streams = [self._streams[request_id] for request_id in request_ids if request_id in self._streams]
+        if not streams:
+            return
+        known = [one.request.request_id for one in streams if self._recovery.was_sent(one.request.request_id)]
+        if known and self._engine_up.is_set() and self._dead is None:
+            self._connection().send(AbortRequests(known))
+        for stream in streams:
+            _started(self._outputs).end(stream.request.request_id, reason)
+            stream.notify(list(range(stream.request.params.n)))
+            self._retire(stream)
+        self._send_next()
+
+    def _retire(self, stream: _Stream) -> None:
+        request_id = stream.request.request_id
+        self._note_start(stream)
+        self._admission.remove(stream.request)
+        del self._streams[request_id]
+        self._recovery.remove(request_id)
+        self._set_busy()
+
+    def _set_busy(self) -> None:
+        _started(self._supervisor).set_busy(bool(self._streams))
+        if self._streams:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    def _connection(self) -> Connection:
+        connection = _started(self._supervisor).connection
+        if connection is None:
+            raise _restarting()
+        return connection
+
+    async def _call(self, utility: str) -> Answer:
+        """
+        Raises:
+            EngineError: the utility failed.
+            EngineDeadError: the engine is gone, or went away before it answered.
+        """
+        await self.start()
+        await self._engine_up.wait()
+        if self._dead is not None:
+            raise self._dead
+        return await self._connection().call(utility)
+
+
+def _load_tokenizer(args: EngineArgs) -> tuple[Tokenizer, Mapping[str, Any]]:
+    """The tokenizer, and the checkpoint's generation_config.json."""
+    from interleaf.frontend.tokenizer import load_tokenizer
+    from interleaf.loader.checkpoint import open_checkpoint
+
+    with open_checkpoint(args.model, args.revision) as checkpoint:
+        return load_tokenizer(args.tokenizer or checkpoint), checkpoint.generation_config
+
+
+def _send(connection: Connection, stream: _Stream) -> None:
+    """Give a request to the engine, behind the tokens that it has brought already."""
+    request, sequences = stream.request, stream.state.sequences
+    if any(sequence.token_ids for sequence in sequences):
+        resumed = [list(sequence.token_ids) for sequence in sequences]
+        request = msgspec.structs.replace(request, resumed_token_ids=resumed)
+    connection.send(request)
+    # The engine cannot tell that these have ended: a stop string ended them.
+    ended = [sequence_id(request.request_id, sequence.index) for sequence in sequences if sequence.finished]
+    if ended:
+        connection.send(AbortSequences(ended))
+
+
+async def _gets_on(connection: Connection, patience: float) -> bool:
+    """Whether the engine answers, and is not stuck in a step."""
+    pong = await connection.ping()
+    if pong.step_seconds < patience:
+        return True
+    begin = time.monotonic()
+    await asyncio.sleep(HEALTH_SAMPLE_SECONDS)
+    return not computes_nothing(pong, await connection.ping(), time.monotonic() - begin)
+
+
+def _is_large(prompt: Prompt) -> bool:
+    text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
+    tokens = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+    if tokens is not None:
+        return isinstance(tokens, list) and len(tokens) > INLINE_TOKENS
+    if isinstance(text, list):
+        return len(text) > INLINE_TOKENS
+    return isinstance(text, str) and len(text) > INLINE_CHARACTERS
+
+
+def _with_salt(prompt: Prompt, cache_salt: str | None) -> Prompt:
+    if cache_salt is None:
+        return prompt
+    if isinstance(prompt, str):
+        return PromptDict(prompt=prompt, cache_salt=cache_salt)
+    if isinstance(prompt, Mapping):
+        return PromptDict(**{**prompt, "cache_salt": cache_salt})
+    return PromptDict(prompt_token_ids=prompt, cache_salt=cache_salt)
+
+
+def _restarting() -> EngineRestartingError:
+    return EngineRestartingError("The engine is being started again: try again in a few seconds.")
+
+
+def _started(part: T | None) -> T:
+    if part is None:
+        raise EngineDeadError("The engine has not been started: await start() first.")
+    return part
+
+
+AsyncLLM = AsyncEngine
+"""Its name in vLLM."""

@@ -1,0 +1,165 @@
+"""What Prometheus is shown: the engine's and the requests' numbers under vLLM's names.
+
+Numbers are gathered in plain objects, which costs little per token, and become Prometheus' kinds of
+metrics only when somebody looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from interleaf.config import EngineConfig
+from interleaf.messages import SchedulerStats
+from interleaf.observe import Counter, Gauge, Histogram, RequestStatistics, scheduler_metrics
+from interleaf.observe import Metric as Snapshot
+
+OLDER_NAMES = {
+    "vllm:kv_cache_usage_perc": "vllm:gpu_cache_usage_perc",
+    "vllm:prefix_cache_queries": "vllm:gpu_prefix_cache_queries",
+    "vllm:prefix_cache_hits": "vllm:gpu_prefix_cache_hits",
+    "vllm:inter_token_latency_seconds": "vllm:time_per_output_token_seconds",
+}
+"""Name -> the name that dashboards made for earlier versions still read."""
+
+HELP = {
+    "vllm:num_requests_running": "Sequences that are being computed.",
+    "vllm:num_requests_waiting": "Sequences that wait to be computed.",
+    "vllm:kv_cache_usage_perc": "Share of the KV cache's blocks that live sequences hold; 1 is all.",
+    "vllm:prefix_cache_queries": "Tokens that were looked up in the prefix cache.",
+    "vllm:prefix_cache_hits": "Tokens that were found in the prefix cache.",
+    "vllm:num_preemptions": "Times that a running sequence gave its blocks to others.",
+    "vllm:prompt_tokens": "Prompt tokens of requests that were taken in.",
+    "vllm:generation_tokens": "Tokens that were generated.",
+    "vllm:request_success": "Requests that have ended, by the reason.",
+    "vllm:iteration_tokens_total": "Tokens computed in a step.",
+    "vllm:time_to_first_token_seconds": "From a request's arrival to its first token.",
+    "vllm:inter_token_latency_seconds": "Between a request's tokens.",
+    "vllm:e2e_request_latency_seconds": "From a request's arrival to its end.",
+    "vllm:request_queue_time_seconds": "From a request's arrival until it is scheduled.",
+    "vllm:request_prefill_time_seconds": "From a request's being scheduled to its first token.",
+    "vllm:request_decode_time_seconds": "From a request's first token to its last.",
+    "vllm:request_inference_time_seconds": "From a request's being scheduled to its last token.",
+    "vllm:request_prompt_tokens": "Prompt tokens of a request.",
+    "vllm:request_generation_tokens": "Generated tokens of a request.",
+    "vllm:request_params_n": "The parameter n of a request.",
+    "vllm:request_params_max_tokens": "The parameter max_tokens of a request.",
+    "vllm:cache_config_info": "The KV cache's configuration.",
+    "interleaf:engine_restarts": "Times that the engine was started again after it had died.",
+}
+
+
+class EngineMetrics(Collector):
+    """The metrics of one front end and its engine, in a registry of their own.
+
+    Args:
+        statistics: of requests, which somebody else keeps up to date.
+        model_name: what the label of that name says.
+    """
+
+    def __init__(self, statistics: RequestStatistics, model_name: str) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        self.model_name = model_name
+        self._statistics = statistics
+        self._config: EngineConfig | None = None
+        self._stats = SchedulerStats()
+        self._stats_of_the_dead = SchedulerStats()
+        self._num_restarts = 0
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """Of the scheduler, as last heard of it."""
+        return self._stats
+
+    def engine_started(self, config: EngineConfig) -> None:
+        """Show this configuration."""
+        self._config = config
+        self._stats = SchedulerStats(num_blocks=config.cache.num_blocks, num_free_blocks=config.cache.num_blocks)
+
+    def engine_died(self) -> None:
+        """A new engine counts from zero again, but counters must never fall."""
+        dead, last = self._stats_of_the_dead, self._stats
+        dead.prefix_cache_queries += last.prefix_cache_queries
+        dead.prefix_cache_hits += last.prefix_cache_hits
+        dead.num_preemptions += last.num_preemptions
+        self._stats = SchedulerStats()
+        self._num_restarts += 1
+
+    def engine_told(self, stats: SchedulerStats) -> None:
+        """Show these numbers from now on."""
+        self._stats = stats
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus' families, one after the other."""
+        labels = {"model_name": self.model_name, "engine": "0"}
+        families: dict[str, Metric] = {}
+        for snapshot in self._snapshots(labels):
+            for name in (snapshot.name, OLDER_NAMES.get(snapshot.name)):
+                if name is not None:
+                    _add(families, name, HELP[snapshot.name], snapshot)
+        yield from families.values()
+        if self._config is not None:
+            yield _cache_config_info(self._config)
+
+    def _snapshots(self, labels: dict[str, str]) -> Iterable[Snapshot]:
+        stats, dead, requests = self._stats, self._stats_of_the_dead, self._statistics
+        total = SchedulerStats(
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            num_blocks=stats.num_blocks,
+            num_free_blocks=stats.num_free_blocks,
+            prefix_cache_queries=dead.prefix_cache_queries + stats.prefix_cache_queries,
+            prefix_cache_hits=dead.prefix_cache_hits + stats.prefix_cache_hits,
+            num_preemptions=dead.num_preemptions + stats.num_preemptions,
+            num_prompt_tokens=requests.num_prompt_tokens,
+            num_generation_tokens=requests.num_generation_tokens,
+        )
+        yield from scheduler_metrics(total, labels)
+        yield from requests.snapshot(labels)
+        yield Counter("interleaf:engine_restarts", labels, self._num_restarts)
+
+
+def _add(families: dict[str, Metric], name: str, help_text: str, snapshot: Snapshot) -> None:
+    labels, values = list(snapshot.labels), list(snapshot.labels.values())
+    family = families.get(name)
+    match snapshot:
+        case Counter(value=count):
+            counters = family or CounterMetricFamily(name, help_text, labels=labels)
+            assert isinstance(counters, CounterMetricFamily)
+            counters.add_metric(values, count)
+            families[name] = counters
+        case Gauge(value=value):
+            gauges = family or GaugeMetricFamily(name, help_text, labels=labels)
+            assert isinstance(gauges, GaugeMetricFamily)
+            gauges.add_metric(values, value)
+            families[name] = gauges
+        case Histogram():
+            histograms = family or HistogramMetricFamily(name, help_text, labels=labels)
+            assert isinstance(histograms, HistogramMetricFamily)
+            histograms.add_metric(values, [(bound, float(n)) for bound, n in snapshot.buckets.items()], snapshot.sum)
+            families[name] = histograms
+
+
+def _cache_config_info(config: EngineConfig) -> Metric:
+    cache = config.cache
+    labels = {
+        "block_size": str(cache.block_size),
+        "num_gpu_blocks": str(cache.num_blocks),
+        "num_cpu_blocks": "0",
+        "cache_dtype": config.dtype,
+        "enable_prefix_caching": str(cache.enable_prefix_caching),
+        "engine": "0",
+    }
+    family = GaugeMetricFamily("vllm:cache_config_info", HELP["vllm:cache_config_info"], labels=list(labels))
+    family.add_metric(list(labels.values()), 1.0)
+    return family
