@@ -15,7 +15,14 @@ from interleaf.errors import ConfigError
 
 KEY_VARIABLE = "INTERLEAF_API_KEY"
 DEFAULT_SHUTDOWN_TIMEOUT = 30.0
-SAME_OPTIONS = ("root_path", "max_body_size", "max_file_size", "request_timeout", "trust_request_chat_template")
+SAME_OPTIONS = (
+    "chat_template",
+    "root_path",
+    "max_body_size",
+    "max_file_size",
+    "request_timeout",
+    "trust_request_chat_template",
+)
 """Flags that are fields of ServerOptions."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -78,6 +85,8 @@ def _add_operation_flags(group: argparse._ArgumentGroup) -> None:
         metavar="SECONDS",
         help=f"for running requests to end after SIGTERM (default: {DEFAULT_SHUTDOWN_TIMEOUT:g})",
     )
+    add("--max-num-queued-reqs", type=int, help="that may wait for the engine; more are refused (default: no limit)")
+    add("--max-num-queued-tokens", type=int, help="of their prompts that may wait (default: no limit)")
     add("--response-store", metavar="FILE", help="SQLite file that keeps /v1/responses (default: memory)")
     add("--files-dir", metavar="DIR", help="keeps uploaded files and batches (default: gone with the server)")
     add("--log-format", choices=["text", "json"])
@@ -170,7 +179,8 @@ async def _start(given: dict[str, Any], listen: Any, bound: Any) -> None:
     from interleaf.server.launch import serve
 
     options = engine_options(argparse.Namespace(**given))
-    engine = AsyncEngine(engine_args(options))
+    limits = {name: given[name] for name in ("max_num_queued_reqs", "max_num_queued_tokens") if name in given}
+    engine = AsyncEngine(engine_args(options), **limits)
     timeout = given.get("shutdown_timeout", DEFAULT_SHUTDOWN_TIMEOUT)
     await serve(engine, bound, listen, server_options(given), timeout)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from interleaf.errors import ConfigError
 from interleaf.frontend.processor import PromptDict
 from interleaf.server.errors import bad_request
 from interleaf.server.generation import INLINE_CHARS, tokenized
@@ -69,6 +72,26 @@ def _template_variables(body: TemplateFields) -> dict[str, Any]:
         )
     own = {"documents": body.documents, "reasoning_effort": body.reasoning_effort}
     return {**{name: value for name, value in own.items() if value is not None}, **given}
+
+
+def template_text(given: str | None, names: Container[str]) -> str | None:
+    """A chat template that the server was started with: Jinja text, the name of one of the model's, or a file.
+
+    Args:
+        names: of the model's templates.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if given is None or "{" in given or given in names:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The chat template {given!r} is no Jinja text, no template of the model and no file that can be read "
+            f"({getattr(error, 'strerror', None) or error})."
+        ) from None
 
 
 def message_dict(message: ChatMessage) -> dict[str, Any]:

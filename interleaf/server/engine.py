@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Protocol
 
 from interleaf.config import EngineConfig
+from interleaf.messages import SchedulerStats
 from interleaf.outputs import RequestOutput
 from interleaf.params import SamplingParams
 
@@ -50,11 +51,12 @@ class Engine(Protocol):
         priority: int = 0,
         cache_salt: str | None = None,
         deadline: float | None = None,
-    ) -> AsyncIterator[RequestOutput]: ...
+        wait_for_restart: bool = True,
+    ) -> AsyncGenerator[RequestOutput, None]: ...
 
     async def check_health(self, timeout: float) -> None: ...
 
-    async def get_stats(self) -> Any: ...
+    async def get_stats(self) -> SchedulerStats: ...
 
     async def reset_prefix_cache(self) -> bool: ...
 

@@ -16,6 +16,7 @@ from fastapi.exceptions import HTTPException, RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from interleaf.errors import (
+    DeadlineExceededError,
     EngineDeadError,
     EngineRestartingError,
     InterleafError,
@@ -121,7 +122,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, RequestFailedError):
         logger.warning("A request could not be finished: %s", error)
         return ApiError(500, "The engine failed on this request.", code="internal_error")
-    if isinstance(error, TimeoutError):
+    if isinstance(error, DeadlineExceededError):
         return ApiError(504, "The request did not end within its time.", code="timeout")
     if isinstance(error, RequestValidationError):
         return _invalid(error)

@@ -29,12 +29,12 @@ class Context:
 
     Fields:
         request_id: the client's, or a made one; unique only if the client's are.
-        deadline: by the monotonic clock.
+        timeout: seconds from the start of the generation; None is no limit.
     """
 
     state: ServerState
     request_id: str
-    deadline: float | None = None
+    timeout: float | None = None
 
     @property
     def engine(self) -> Engine:
@@ -48,9 +48,7 @@ def context_of(request: Request) -> Context:
 
 def new_context(state: ServerState, request_id: str | None = None) -> Context:
     """A context for work that begins now."""
-    timeout = state.options.request_timeout
-    deadline = None if timeout is None else time.monotonic() + timeout
-    return Context(state, request_id or uuid.uuid4().hex, deadline)
+    return Context(state, request_id or uuid.uuid4().hex, state.options.request_timeout)
 
 
 @dataclass(slots=True)
@@ -108,7 +106,8 @@ async def generated(
             request_id if len(prompts) == 1 else f"{request_id}-{number}",
             priority=priority,
             cache_salt=body.cache_salt,
-            deadline=context.deadline,
+            deadline=context.timeout,
+            wait_for_restart=False,
         )
         for number, prompt in enumerate(prompts)
     ]

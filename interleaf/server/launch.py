@@ -9,7 +9,7 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import uvicorn
 from interleaf.errors import ConfigError
 from interleaf.observe import get_logger
 from interleaf.server.app import create_app
+from interleaf.server.chat_prompt import template_text
 from interleaf.server.engine import Engine
 from interleaf.server.options import ServerOptions
 
@@ -66,6 +67,8 @@ def bind(listen: Listen) -> socket.socket:
             bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             bound.bind(listen.uds)
             return bound
+        if not 0 <= listen.port < 1 << 16:
+            raise OverflowError("ports go from 0 to 65535")
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
             listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -97,7 +100,8 @@ async def serve(
             if not await _first(starting, stop):
                 starting.cancel()
                 return
-            app = create_app(engine, options)
+            template = template_text(options.chat_template, engine.tokenizer.chat_templates)
+            app = create_app(engine, replace(options, chat_template=template))
             server = _server(app, listen)
             serving = asyncio.ensure_future(server.serve(sockets=[bound]))
             logger.info("%s is served at %s", options.served_model_names[0], listen.address(bound))

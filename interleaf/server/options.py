@@ -21,7 +21,7 @@ class ServerOptions:
         max_file_size: longest uploaded file.
         response_store: SQLite file of stored responses; None keeps the last ones in memory.
         files_dir: directory of uploaded files and batches; None is one that goes with the server.
-        chat_template: that takes the place of the model's own: Jinja text, or the name of one of the model's.
+        chat_template: takes the place of the model's own: Jinja text, or a name of one of the model's.
         trust_request_chat_template: let requests bring their own chat template.
         request_timeout: seconds that any request may take; None is no limit.
         log_requests: write one line to the log for each request.

@@ -66,6 +66,8 @@ class ServerState:
     async def drain(self, timeout: float) -> bool:
         """Take no more work and wait for what there is; False if it did not end in time."""
         self.draining = True
+        if not self.in_flight:
+            return True
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except TimeoutError:

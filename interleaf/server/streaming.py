@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -116,18 +116,18 @@ async def guarded(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, 
     yield DONE
 
 
-async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int, T], None]:
+async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
     """Values of several streams as they come, each with its stream's number; one that fails ends them all."""
     if len(streams) == 1:
-        async with aclosing(_closable(streams[0])) as only:
+        async with aclosing(streams[0]) as only:
             async for value in only:
                 yield 0, value
         return
     queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue(maxsize=1024)
 
-    async def pump(number: int, stream: AsyncIterator[T]) -> None:
+    async def pump(number: int, stream: AsyncGenerator[T, None]) -> None:
         try:
-            async with aclosing(_closable(stream)) as values:
+            async with aclosing(stream) as values:
                 async for value in values:
                     await queue.put((number, value))
             await queue.put(None)
@@ -149,14 +149,3 @@ async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[in
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _closable(stream: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-    """The stream as a generator, which closes it (and so aborts its request) when it is closed itself."""
-    try:
-        async for value in stream:
-            yield value
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from interleaf.config import EngineConfig
@@ -79,7 +79,8 @@ class FakeAsyncEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         deadline: float | None = None,
-    ) -> AsyncIterator[RequestOutput]:
+        wait_for_restart: bool = True,
+    ) -> AsyncGenerator[RequestOutput, None]:
         if self.failure is not None and not self.fail_after:
             raise self.failure
         self.calls.append(("generate", {"id": request_id, "priority": priority, "salt": cache_salt}))

@@ -9,7 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from interleaf.errors import EngineDeadError, EngineRestartingError, OverloadedError, RequestFailedError
+from interleaf.errors import (
+    DeadlineExceededError,
+    EngineDeadError,
+    EngineRestartingError,
+    OverloadedError,
+    RequestFailedError,
+)
 from tests.server.conftest import MODEL, MakeClient, error
 from tests.server.fake_async_engine import FakeAsyncEngine
 
@@ -108,7 +114,7 @@ async def test_unknown_fields_are_logged_once(
         (EngineRestartingError("Wait."), 503, "2"),
         (RequestFailedError("Twice."), 500, None),
         (ZeroDivisionError("at 0x7f001234 in /usr/lib/secret.py"), 500, None),
-        (TimeoutError(), 504, None),
+        (DeadlineExceededError("Late."), 504, None),
     ],
 )
 async def test_failures(
