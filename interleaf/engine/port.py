@@ -95,6 +95,14 @@ class Port:
         self._context.term()
 
     def _serve(self) -> None:
+        try:
+            self._poll()
+        except Exception:
+            # Without this thread nobody would hear the engine any more: rather a new process.
+            logger.exception("the engine's socket failed")
+            os._exit(1)
+
+    def _poll(self) -> None:
         poller = zmq.Poller()
         for readable in (self._socket, self._alarm, self._parent_fd):
             poller.register(readable, zmq.POLLIN)

@@ -69,6 +69,7 @@ class EngineLoop:
         self._recorder = StepRecorder(record, ready.config.scheduler.max_num_seqs)
         self._front_end_of: dict[str, Identity] = {}
         self._front_ends: set[Identity] = set()
+        self._last_step = -1
         self._stopping = False
         self._told_idle = True
         self._utilities: Mapping[str, Callable[[], bool | bytes | SchedulerStats | None]] = {
@@ -104,6 +105,7 @@ class EngineLoop:
 
     def record(self, scheduled: SchedulerOutput) -> None:
         """Note what is about to be computed, for the inquest if that kills this process."""
+        self._last_step = scheduled.step
         self._recorder.write(scheduled.step, scheduled.num_scheduled_tokens)
 
     def send(self, news: EngineOutputs) -> None:
@@ -156,13 +158,17 @@ class EngineLoop:
             check_request(request, self._ready.config)
             if request.request_id in self._front_end_of:
                 raise RequestError(f"There is a request {request.request_id!r} already.")
+            self._recorder.write(self._last_step, [request.request_id])
             self._core.add_request(request)
         except RequestError as error:
-            self._port.send([(identity, _refusal(request, error))])
+            logger.warning("a request was refused: %s", error)
+            self._port.send([(identity, _ending(request, FinishReason.ERROR, str(error)))])
             return
-        # Of a replay whose sequences had all ended, nothing is left.
         if self._core.has_request(request.request_id):
             self._front_end_of[request.request_id] = identity
+        else:
+            # A replay in an engine with a shorter context, in which all its sequences are at their end.
+            self._port.send([(identity, _ending(request, FinishReason.LENGTH, None))])
 
     def _abort(self, request_ids: list[str]) -> None:
         self._core.abort(request_ids)
@@ -281,12 +287,11 @@ def _end_without_parent(start: wire.EngineStart) -> None:
     os._exit(0)
 
 
-def _refusal(request: EngineRequest, error: RequestError) -> EngineOutputs:
-    """The front end checks requests, so that this is news of a fault there; it ends the request."""
-    logger.warning("a request was refused: %s", error)
+def _ending(request: EngineRequest, reason: FinishReason, error: str | None) -> EngineOutputs:
+    """The end of a request that is not computed."""
     return EngineOutputs(
         [
-            EngineOutput(request.request_id, index, [], finish_reason=FinishReason.ERROR, error=str(error))
+            EngineOutput(request.request_id, index, [], finish_reason=reason, error=error)
             for index in range(request.params.n)
         ]
     )

@@ -36,7 +36,7 @@ class StepRecorder:
         self._room = size - HEADER.size
 
     def write(self, step: int, sequence_ids: Iterable[str]) -> None:
-        """Note that a step begins."""
+        """Note that a step begins, or that a request is taken in behind it."""
         names = "\n".join(sequence_ids).encode()[: self._room]
         self._memory[HEADER.size : HEADER.size + len(names)] = names
         HEADER.pack_into(self._memory, 0, step, len(names))

@@ -35,7 +35,7 @@ from interleaf.frontend.supervisor import Supervisor, SupervisorOptions, compute
 from interleaf.messages import AbortRequests, AbortSequences, EngineOutputs, EngineRequest, FinishReason, SchedulerStats
 from interleaf.observe import get_logger
 from interleaf.outputs import RequestOutput
-from interleaf.params import SamplingParams
+from interleaf.params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from interleaf.frontend.tokenizer import Tokenizer
@@ -419,7 +419,8 @@ class AsyncEngine:
             if request_id in followed.errors:
                 stream.fail(RequestFailedError(followed.errors[request_id]))
             self._note_start(stream)
-            stream.notify(indices)
+            if state.finished or state.kind is not RequestOutputKind.FINAL_ONLY:
+                stream.notify(indices)
             if state.finished:
                 self._retire(stream)
         if held_back:

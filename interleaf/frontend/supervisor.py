@@ -171,10 +171,12 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
         connection, process = self.connection, self._process
-        if connection is not None and process is not None:
+        if connection is not None and connection.ready.done():
             with contextlib.suppress(EngineError, TimeoutError):
-                await asyncio.wait_for(connection.call("shutdown"), timeout)
-                await asyncio.wait_for(asyncio.shield(process.exited), timeout)
+                # Where the engine is not ours, any answer tells that it has seen what was sent before.
+                await asyncio.wait_for(connection.call("shutdown" if process else "check_health"), timeout)
+                if process is not None:
+                    await asyncio.wait_for(asyncio.shield(process.exited), timeout)
         await self._clear_away("The engine was shut down.")
         self._remove_directory()
 
@@ -196,7 +198,9 @@ class Supervisor:
 
     async def _bring_up(self) -> Connection:
         if self._owns_engine:
-            start = wire.EngineStart(self._args, self.address, str(self._directory / STEP_RECORD_NAME))
+            record = self._directory / STEP_RECORD_NAME
+            record.unlink(missing_ok=True)
+            start = wire.EngineStart(self._args, self.address, str(record))
             self._process = EngineProcess(start, self._options.engine_module)
         connection = self.connection = Connection(self.address, self._work.outputs_arrived)
         if self._process is not None:
