@@ -122,6 +122,13 @@ void bind_runtime(nb::module_& module) {
           },
           "program"_a, "num_tokens"_a, "num_logits"_a, "num_sequences"_a, "Returns the nanoseconds of each op.")
       .def(
+          "read_probe",
+          [](Runtime& self, size_t bytes) {
+            nb::gil_scoped_release released;
+            return self.read_probe(bytes);
+          },
+          "bytes"_a, "Gigabytes a second of a plain read of so much memory by all threads.")
+      .def(
           "sample",
           [](Runtime& self, Address logits, Address temperatures, Address top_k, Address top_p, Address min_p, Address seeds,
              Address positions, Address tokens, int vocab_size, int rows) {

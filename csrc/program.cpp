@@ -28,6 +28,29 @@ Runtime::Runtime(int num_threads, Level level, size_t scratch_bytes)
       scratch_bytes_((std::max(scratch_bytes, kScratchBytes) + 4095) / 4096 * 4096),
       scratch_(scratch_bytes_ * static_cast<size_t>(team_.size())) {}
 
+double Runtime::read_probe(size_t bytes) {
+  const size_t words = bytes / sizeof(uint64_t), threads = static_cast<size_t>(team_.size());
+  Memory memory(bytes);
+  uint64_t* data = static_cast<uint64_t*>(memory.data());
+  std::vector<uint64_t> sums(threads);
+  const auto pass = [&](auto visit) {
+    team_.run([&](int thread) {
+      const size_t t = static_cast<size_t>(thread);
+      visit(words * t / threads, words * (t + 1) / threads, sums[t]);
+    });
+  };
+  pass([&](size_t begin, size_t end, uint64_t&) { std::memset(data + begin, 1, (end - begin) * sizeof(uint64_t)); });
+  const auto start = std::chrono::steady_clock::now();
+  pass([&](size_t begin, size_t end, uint64_t& sum) {
+    uint64_t lanes[32] = {};
+    for (size_t i = begin; i + 32 <= end; i += 32)
+      for (size_t lane = 0; lane < 32; ++lane) lanes[lane] += data[i + lane];
+    for (uint64_t lane : lanes) sum += lane;
+  });
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(bytes) / seconds.count() * 1e-9;
+}
+
 std::vector<int64_t> Runtime::profile(const Program& program, const StepSize& size) {
   std::vector<int64_t> nanoseconds(program.size());
   team_.run([&](int thread) {

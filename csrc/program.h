@@ -72,6 +72,9 @@ class Runtime {
   // The same, with the nanoseconds of each op as thread 0 sees them, its barrier included.
   std::vector<int64_t> profile(const Program& program, const StepSize& size);
 
+  // Gigabytes a second at which the team reads `bytes` of its own memory: what memory-bound kernels are measured by.
+  double read_probe(size_t bytes);
+
   // Runs one kernel.
   template <auto kernel, typename Args>
   void run_one(const Args& args, int rows) {

@@ -68,7 +68,11 @@ INTERLEAF_INLINE __m256i round_to_bf16(F32x16 a) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
 }
 INTERLEAF_INLINE void store(bf16* destination, F32x16 a) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(destination), (__m256i)_mm512_cvtneps_pbh(a.v));
+#else
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(destination), round_to_bf16(a));
+#endif
 }
 INTERLEAF_INLINE F32x16 load_partial(const float* source, int count) {
   return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), source)};
@@ -81,11 +85,21 @@ INTERLEAF_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.
 INTERLEAF_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 INTERLEAF_INLINE F32x16 operator/(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 INTERLEAF_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// 1 / a for a >= 1 within an ulp or so: an estimate and a Newton step, where a division would hold up the unit.
+INTERLEAF_INLINE F32x16 reciprocal(F32x16 a) {
+  const __m512 estimate = _mm512_rcp14_ps(a.v);
+  const __m512 error = _mm512_fnmadd_ps(a.v, estimate, _mm512_set1_ps(1.0f));
+  return {_mm512_fmadd_ps(estimate, error, estimate)};
+}
 INTERLEAF_INLINE F32x16 maximum(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 INTERLEAF_INLINE F32x16 minimum(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 INTERLEAF_INLINE F32x16 round_nearest(F32x16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
-// a * 2^n for whole n in [-150, 127].
+// a * 2^n for whole n in [-126, 127].
 INTERLEAF_INLINE F32x16 scale_by_power(F32x16 a, F32x16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+// a where x >= bound, else 0.
+INTERLEAF_INLINE F32x16 where_at_least(F32x16 x, float bound, F32x16 a) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(bound), _CMP_GE_OQ), a.v)};
+}
 
 #elif defined(__AVX2__)
 
@@ -133,14 +147,15 @@ INTERLEAF_INLINE F32x16 round_nearest(F32x16 x) {
   return {_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
           _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// Two factors, because 2^n itself leaves the range of normal floats for n < -126.
 INTERLEAF_INLINE __m256 scale8(__m256 x, __m256 n) {
-  const __m256i whole = _mm256_cvtps_epi32(n);
-  const __m256i half = _mm256_srai_epi32(whole, 1);
-  const __m256i rest = _mm256_sub_epi32(whole, half);
-  const __m256i bias = _mm256_set1_epi32(127);
-  x = _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
-  return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+INTERLEAF_INLINE __m256 where_at_least8(__m256 x, float bound, __m256 a) {
+  return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_set1_ps(bound), _CMP_GE_OQ), a);
+}
+INTERLEAF_INLINE F32x16 where_at_least(F32x16 x, float bound, F32x16 y) {
+  return {where_at_least8(x.a, bound, y.a), where_at_least8(x.b, bound, y.b)};
 }
 INTERLEAF_INLINE F32x16 scale_by_power(F32x16 x, F32x16 n) { return {scale8(x.a, n.a), scale8(x.b, n.b)}; }
 
@@ -179,14 +194,15 @@ INTERLEAF_INLINE float power_of_two(int n) {
   return result;
 }
 INTERLEAF_INLINE F32x16 scale_by_power(F32x16 x, F32x16 n) {
-  INTERLEAF_EACH((x.v[i] * power_of_two(static_cast<int>(n.v[i]) / 2)) *
-                 power_of_two(static_cast<int>(n.v[i]) - static_cast<int>(n.v[i]) / 2));
+  INTERLEAF_EACH(x.v[i] * power_of_two(static_cast<int>(n.v[i])));
 }
+INTERLEAF_INLINE F32x16 where_at_least(F32x16 x, float bound, F32x16 y) { INTERLEAF_EACH(x.v[i] >= bound ? y.v[i] : 0.0f); }
 #undef INTERLEAF_EACH
 
 #endif
 
 #if !defined(__AVX512F__)
+INTERLEAF_INLINE F32x16 reciprocal(F32x16 a) { return broadcast(1.0f) / a; }
 INTERLEAF_INLINE F32x16 load_partial(const float* source, int count) {
   float values[16] = {};
   std::memcpy(values, source, sizeof(float) * static_cast<size_t>(count));
@@ -226,10 +242,10 @@ INTERLEAF_INLINE float reduce_max(F32x16 x) {
   return v[0];
 }
 
-// e^x within 2 units in the last place; 0 below -104, and for -inf. Range reduction by ln 2 in two parts,
-// then the Taylor polynomial of degree 7 on [-ln2/2, ln2/2].
-INTERLEAF_INLINE F32x16 exp(F32x16 x) {
-  x = minimum(maximum(x, broadcast(-104.0f)), broadcast(88.5f));
+// e^x within 2 units in the last place; 0 below -87.3 (where results would be denormal, and slow), and for -inf. Range
+// reduction by ln 2 in two parts, then the Taylor polynomial of degree 7 on [-ln2/2, ln2/2].
+INTERLEAF_INLINE F32x16 exp(F32x16 unbounded) {
+  const F32x16 x = minimum(maximum(unbounded, broadcast(-87.3f)), broadcast(88.3f));
   const F32x16 n = round_nearest(x * broadcast(1.44269504088896341f));
   F32x16 r = fma(n, broadcast(-0.693359375f), x);
   r = fma(n, broadcast(2.12194440e-4f), r);
@@ -241,7 +257,7 @@ INTERLEAF_INLINE F32x16 exp(F32x16 x) {
   p = fma(p, r, broadcast(0.5f));
   p = fma(p, r, broadcast(1.0f));
   p = fma(p, r, broadcast(1.0f));
-  return scale_by_power(p, n);
+  return where_at_least(unbounded, -87.3f, scale_by_power(p, n));
 }
 INTERLEAF_INLINE float exp(float x) {
   float v[16];
@@ -249,6 +265,27 @@ INTERLEAF_INLINE float exp(float x) {
   return v[0];
 }
 
-INTERLEAF_INLINE F32x16 silu(F32x16 x) { return x / (broadcast(1.0f) + exp(broadcast(0.0f) - x)); }
+// 2^x within 4e-7, for x <= 0; 0 below -125, and for -inf. Minimax polynomial of degree 5 on [-1/2, 1/2].
+INTERLEAF_INLINE F32x16 exp2_of_negative(F32x16 unbounded) {
+  const F32x16 x = maximum(unbounded, broadcast(-125.0f));
+  const F32x16 n = round_nearest(x);
+  const F32x16 r = x - n;
+  F32x16 p = broadcast(1.327647129e-3f);
+  p = fma(p, r, broadcast(9.675540961e-3f));
+  p = fma(p, r, broadcast(5.550713092e-2f));
+  p = fma(p, r, broadcast(2.402212024e-1f));
+  p = fma(p, r, broadcast(6.931469440e-1f));
+  p = fma(p, r, broadcast(1.0f));
+  return where_at_least(unbounded, -125.0f, scale_by_power(p, n));
+}
+INTERLEAF_INLINE float exp2_of_negative(float x) {
+  float v[16];
+  store(v, exp2_of_negative(broadcast(x)));
+  return v[0];
+}
+
+INTERLEAF_INLINE F32x16 silu(F32x16 x) {
+  return x * reciprocal(broadcast(1.0f) + exp(broadcast(0.0f) - x));
+}
 
 }  // namespace interleaf::INTERLEAF_LEVEL

@@ -1,12 +1,22 @@
 #include "product.h"
+#include "tiles.h"
 
 namespace interleaf::INTERLEAF_LEVEL {
 
 namespace {
 
-constexpr int kTileQueries = 48;  // rows (tokens x heads of a group) that share one pass over the keys
+#if defined(__AMX_BF16__)
+constexpr int kTileQueries = 64;  // rows (tokens x heads of a group) that share one pass over the keys
+#else
+constexpr int kTileQueries = 48;
+#endif
 
 constexpr float kMinusInfinity = -__builtin_huge_valf();
+constexpr float kLog2E = 1.44269504088896341f;  // softmax is computed with powers of two
+
+// Strides of a row's scores and weights: not powers of two, or all rows would meet in a few sets of the cache.
+constexpr int kScoreStride = kAttentionChunk + 16;
+constexpr int kWeightStride = kAttentionChunk + 32;
 
 // One key-value head of one sequence, and the rows of queries that look at it. Row i is head i % group of new token
 // i / group.
@@ -47,8 +57,8 @@ template <typename T>
 struct Workspace {
   using A = Operand<T>;
   A* queries;      // [rows, padded]
-  float* scores;   // [rows, kAttentionChunk]
-  A* weights;      // [rows, kAttentionChunk]
+  float* scores;   // [rows, kScoreStride]
+  A* weights;      // [rows, kWeightStride]
   float* partial;  // [rows, padded]: a chunk's weighted values
   float* output;   // [rows, padded]: merged over the chunks so far
   float* maximum;  // [rows]
@@ -60,8 +70,8 @@ struct Workspace {
       memory += round_up(count * static_cast<int>(sizeof(Value)), 64);
     };
     take(queries, kTileQueries * padded);
-    take(scores, kTileQueries * kAttentionChunk);
-    take(weights, kTileQueries * kAttentionChunk);
+    take(scores, kTileQueries * kScoreStride);
+    take(weights, kTileQueries * kWeightStride);
     take(partial, kTileQueries * padded);
     take(output, kTileQueries * padded);
     take(maximum, kTileQueries);
@@ -71,21 +81,21 @@ struct Workspace {
 
 template <typename T>
 void gather_queries(const Span<T>& span, Workspace<T>& work) {
+  using A = Operand<T>;
   const int d = span.args.head_dim;
   for (int row = 0; row < span.num_rows; ++row) {
     const T* source = static_cast<const T*>(span.args.q) + span.offset_of(row);
-    auto* query = work.queries + static_cast<ptrdiff_t>(row) * span.padded;
-    for (int i = 0; i < span.padded; ++i) {
-      if constexpr (sizeof(T) == sizeof(*query)) {
-        query[i] = i < d ? source[i] : T{0};
-      } else {
-        query[i] = i < d ? to_float(source[i]) : 0.0f;
-      }
+    A* query = work.queries + static_cast<ptrdiff_t>(row) * span.padded;
+    if constexpr (sizeof(T) == sizeof(A)) {
+      std::memcpy(query, source, sizeof(A) * static_cast<size_t>(d));
+    } else {
+      for (int i = 0; i < d; ++i) query[i] = to_float(source[i]);
     }
+    for (int i = d; i < span.padded; ++i) query[i] = A{0};
     work.maximum[row] = kMinusInfinity;
     work.sum[row] = 0.0f;
-    std::memset(work.output + static_cast<ptrdiff_t>(row) * span.padded, 0, sizeof(float) * static_cast<size_t>(span.padded));
   }
+  std::memset(work.output, 0, sizeof(float) * static_cast<size_t>(span.num_rows * span.padded));
 }
 
 // scores[row][key - begin] = q . k for keys [begin, end), in groups of 32 (the last may look beyond `end`).
@@ -103,15 +113,35 @@ void score_keys(const Span<T>& span, int begin, int end, Workspace<T>& work) {
       clear<M>(dot);
       product<M>(work.queries + static_cast<ptrdiff_t>(row) * span.padded, span.padded, span.padded, columns,
                  static_cast<const T*>(nullptr), dot);
-      float* scores = work.scores + static_cast<ptrdiff_t>(row) * kAttentionChunk + (key - begin);
+      float* scores = work.scores + static_cast<ptrdiff_t>(row) * kScoreStride + (key - begin);
 #pragma GCC unroll 12
       for (int r = 0; r < M; ++r) {
-        store(scores + r * kAttentionChunk, dot[r][0]);
-        store(scores + r * kAttentionChunk + kKeyGroup, dot[r][1]);
+        store(scores + r * kScoreStride, dot[r][0]);
+        store(scores + r * kScoreStride + kKeyGroup, dot[r][1]);
       }
     });
   }
 }
+
+#if defined(__AMX_BF16__)
+// The same on tiles, which need whole steps of k.
+void score_keys_on_tiles(const Span<bf16>& span, int begin, int end, TileShape& shape, Workspace<bf16>& work) {
+  for (int row = 0; row < span.num_rows; row += kBlockRows) {
+    const int rows = lower(kBlockRows, span.num_rows - row);
+    shape.set(rows, kTileDepth);
+    for (int key = begin; key < end; key += 2 * kKeyGroup) {
+      const bf16* low = span.key_group(key);
+      const bf16* high = key + kKeyGroup < end ? span.key_group(key + kKeyGroup) : low;
+      tile_product<kTileDepth>(work.queries + static_cast<ptrdiff_t>(row) * span.padded, span.padded, rows,
+                               span.padded / kTileDepth, [low, high](int step) __attribute__((always_inline)) {
+                                 const int offset = step * kTileDepth * kKeyGroup;
+                                 return TileColumns{low + offset, high + offset, 64};
+                               });
+      tile_store(work.scores + static_cast<ptrdiff_t>(row) * kScoreStride + (key - begin), kScoreStride, rows, true);
+    }
+  }
+}
+#endif
 
 // The keys of the chunk that a row sees: [first, last), relative to the chunk.
 template <typename T>
@@ -125,14 +155,15 @@ INTERLEAF_INLINE Range visible_keys(const Span<T>& span, int row, int begin, int
 template <typename T>
 void weigh_row(const Span<T>& span, int row, Range visible, int num_keys, float* chunk_max, float* chunk_sum,
                Workspace<T>& work) {
-  float* scores = work.scores + static_cast<ptrdiff_t>(row) * kAttentionChunk;
-  auto* weights = work.weights + static_cast<ptrdiff_t>(row) * kAttentionChunk;
+  float* scores = work.scores + static_cast<ptrdiff_t>(row) * kScoreStride;
+  auto* weights = work.weights + static_cast<ptrdiff_t>(row) * kWeightStride;
   const int width = round_up(num_keys, 2 * kKeyGroup);
   for (int i = 0; i < lower(visible.begin, width); ++i) scores[i] = kMinusInfinity;
   for (int i = higher(visible.end, 0); i < width; ++i) scores[i] = kMinusInfinity;
   F32x16 highest = broadcast(kMinusInfinity);
   for (int i = 0; i < width; i += kLanes) highest = maximum(load(scores + i), highest);
-  const float top = reduce_max(highest) * span.args.scale;
+  const float scale = span.args.scale * kLog2E;
+  const float top = reduce_max(highest) * scale;
   *chunk_max = top;
   *chunk_sum = 0.0f;
   if (top == kMinusInfinity) {
@@ -141,7 +172,7 @@ void weigh_row(const Span<T>& span, int row, Range visible, int num_keys, float*
   }
   F32x16 sum = broadcast(0.0f);
   for (int i = 0; i < width; i += kLanes) {
-    const F32x16 weight = exp(fma(load(scores + i), broadcast(span.args.scale), broadcast(-top)));
+    const F32x16 weight = exp2_of_negative(fma(load(scores + i), broadcast(scale), broadcast(-top)));
     sum = sum + weight;
     store(weights + i, weight);
   }
@@ -165,7 +196,7 @@ void sum_values(const Span<T>& span, int begin, int num_keys, Workspace<T>& work
     for_row_blocks(span.num_rows, [&]<int M>(int row) __attribute__((always_inline)) {
       F32x16 dot[M][2];
       clear<M>(dot);
-      product<M>(work.weights + static_cast<ptrdiff_t>(row) * kAttentionChunk, kAttentionChunk, steps * kPair, columns,
+      product<M>(work.weights + static_cast<ptrdiff_t>(row) * kWeightStride, kWeightStride, steps * kPair, columns,
                  static_cast<const T*>(nullptr), dot);
       float* partial = work.partial + static_cast<ptrdiff_t>(row) * span.padded + d;
 #pragma GCC unroll 12
@@ -177,12 +208,46 @@ void sum_values(const Span<T>& span, int begin, int num_keys, Workspace<T>& work
   }
 }
 
+#if defined(__AMX_BF16__)
+// The same on tiles, a group of keys a step: the weights behind the last key are zero, and its group's values finite.
+void sum_values_on_tiles(const Span<bf16>& span, int begin, int num_keys, TileShape& shape, Workspace<bf16>& work) {
+  const bf16* groups[kAttentionChunk / kKeyGroup];
+  const int steps = (num_keys + kKeyGroup - 1) / kKeyGroup;
+  for (int step = 0; step < steps; ++step) groups[step] = span.value_row(begin + step * kKeyGroup);
+  const size_t stride = static_cast<size_t>(span.padded) * 4;
+  for (int row = 0; row < span.num_rows; row += kBlockRows) {
+    const int rows = lower(kBlockRows, span.num_rows - row);
+    shape.set(rows, kKeyGroup);
+    for (int d = 0; d < span.padded; d += 2 * kLanes) {
+      tile_product<kKeyGroup>(work.weights + static_cast<ptrdiff_t>(row) * kWeightStride, kWeightStride, rows, steps,
+                              [&groups, d, stride](int step) __attribute__((always_inline)) {
+                                const bf16* values = groups[step] + d * 2;
+                                return TileColumns{values, values + 2 * kLanes, stride};
+                              });
+      tile_store(work.partial + static_cast<ptrdiff_t>(row) * span.padded + d, span.padded, rows, true);
+    }
+  }
+}
+
+// Asks for the chunk's values (and the next keys) while its keys are worked on: a page is too short for the hardware
+// to see the stream.
+void prefetch_chunk(const Span<bf16>& span, int begin, int num_keys) {
+  const int group_bytes = kKeyGroup * span.padded * 2;
+  for (int key = 0; key < num_keys; key += kKeyGroup) {
+    const char* keys = reinterpret_cast<const char*>(span.key_group(begin + key));
+    const char* values = reinterpret_cast<const char*>(span.value_row(begin + key));
+    for (int i = 0; i < group_bytes; i += 64) _mm_prefetch(keys + i, _MM_HINT_T1);
+    for (int i = 0; i < group_bytes; i += 64) _mm_prefetch(values + i, _MM_HINT_T1);
+  }
+}
+#endif
+
 // Folds a chunk's (maximum, sum, weighted values) into the row's.
 template <typename T>
 void merge_row(const Span<T>& span, int row, float chunk_max, float chunk_sum, Workspace<T>& work) {
   if (chunk_max == kMinusInfinity) return;
   const float top = work.maximum[row] > chunk_max ? work.maximum[row] : chunk_max;
-  const float keep = exp(work.maximum[row] - top), add = exp(chunk_max - top);
+  const float keep = exp2_of_negative(work.maximum[row] - top), add = exp2_of_negative(chunk_max - top);
   work.maximum[row] = top;
   work.sum[row] = work.sum[row] * keep + chunk_sum * add;
   float* output = work.output + static_cast<ptrdiff_t>(row) * span.padded;
@@ -198,8 +263,38 @@ void write_output(const Span<T>& span, const Workspace<T>& work) {
     T* y = static_cast<T*>(span.args.y) + span.offset_of(row);
     const float* output = work.output + static_cast<ptrdiff_t>(row) * span.padded;
     const F32x16 inverse = broadcast(1.0f / work.sum[row]);
-    for (int i = 0; i < d; i += kLanes) store_partial(y + i, load(output + i) * inverse, lower(kLanes, d - i));
+    int i = 0;
+    for (; i + kLanes <= d; i += kLanes) store(y + i, load(output + i) * inverse);
+    if (i < d) store_partial(y + i, load(output + i) * inverse, d - i);
   }
+}
+
+// Scores, softmax and weighted values of one chunk of keys, for all rows.
+template <typename T>
+void attend_to_chunk(const Span<T>& span, int begin, int num_keys, Workspace<T>& work) {
+  float chunk_max[kTileQueries], chunk_sum[kTileQueries];
+  const auto weigh_rows = [&]() __attribute__((always_inline)) {
+    for (int row = 0; row < span.num_rows; ++row)
+      weigh_row(span, row, visible_keys(span, row, begin, begin + num_keys), num_keys, chunk_max + row, chunk_sum + row,
+                work);
+  };
+#if defined(__AMX_BF16__)
+  if constexpr (sizeof(T) == 2) {
+    if (span.padded % kTileDepth == 0) {
+      if (span.num_rows <= kTileRows) prefetch_chunk(span, begin, num_keys);
+      TileShape shape;
+      score_keys_on_tiles(span, begin, begin + num_keys, shape, work);
+      weigh_rows();
+      sum_values_on_tiles(span, begin, num_keys, shape, work);
+      for (int row = 0; row < span.num_rows; ++row) merge_row(span, row, chunk_max[row], chunk_sum[row], work);
+      return;
+    }
+  }
+#endif
+  score_keys(span, begin, begin + num_keys, work);
+  weigh_rows();
+  sum_values(span, begin, num_keys, work);
+  for (int row = 0; row < span.num_rows; ++row) merge_row(span, row, chunk_max[row], chunk_sum[row], work);
 }
 
 template <typename T>
@@ -208,16 +303,8 @@ void attend(const Span<T>& span, char* scratch) {
   gather_queries(span, work);
   const int end = span.position_of(span.num_rows - 1) + 1;
   const int first = span.args.window > 0 ? higher(span.position_of(0) + 1 - span.args.window, 0) : 0;
-  float chunk_max[kTileQueries], chunk_sum[kTileQueries];
-  for (int begin = first / kAttentionChunk * kAttentionChunk; begin < end; begin += kAttentionChunk) {
-    const int num_keys = lower(end - begin, kAttentionChunk);
-    score_keys(span, begin, begin + num_keys, work);
-    for (int row = 0; row < span.num_rows; ++row)
-      weigh_row(span, row, visible_keys(span, row, begin, begin + num_keys), num_keys, chunk_max + row, chunk_sum + row,
-                work);
-    sum_values(span, begin, num_keys, work);
-    for (int row = 0; row < span.num_rows; ++row) merge_row(span, row, chunk_max[row], chunk_sum[row], work);
-  }
+  for (int begin = first / kAttentionChunk * kAttentionChunk; begin < end; begin += kAttentionChunk)
+    attend_to_chunk(span, begin, lower(end - begin, kAttentionChunk), work);
   write_output(span, work);
 }
 

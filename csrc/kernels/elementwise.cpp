@@ -43,44 +43,65 @@ INTERLEAF_INLINE void prepare_head(const RotaryCacheArgs& args, const float* sou
                                    float* head) {
   if (norm) {
     normalize_row(source, norm, head, args.head_dim, args.eps);
-  } else {
-    std::memcpy(head, source, sizeof(float) * static_cast<size_t>(args.head_dim));
+    source = head;
   }
   const int half = args.rotary_dim / 2;
   const float* cosines = args.cos_sin + static_cast<ptrdiff_t>(position) * args.rotary_dim;
   const float* sines = cosines + half;
-  for (int i = 0; i < half; ++i) {
-    const float a = head[i], b = head[half + i];
-    head[i] = a * cosines[i] - b * sines[i];
-    head[half + i] = b * cosines[i] + a * sines[i];
+  for (int i = 0; i < half; i += kLanes) {
+    const int count = lower(kLanes, half - i);
+    const F32x16 a = load_partial(source + i, count), b = load_partial(source + half + i, count);
+    const F32x16 c = load_partial(cosines + i, count), s = load_partial(sines + i, count);
+    store_partial(head + i, a * c - b * s, count);
+    store_partial(head + half + i, b * c + a * s, count);
   }
+  for (int i = args.rotary_dim; i < args.head_dim; ++i) head[i] = source[i];
 }
 
 INTERLEAF_INLINE void convert(float value, float* to) { *to = value; }
 INTERLEAF_INLINE void convert(float value, bf16* to) { *to = to_bf16(value); }
 
-// Key: values of one token lie `kKeyGroup` (pairs: 2 * kKeyGroup) apart.
 template <typename T>
-INTERLEAF_INLINE void write_key(const float* head, int head_dim, int padded, int offset, T* group) {
-  constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
-  for (int d = 0; d < padded; ++d)
-    convert(d < head_dim ? head[d] : 0.0f, group + (d / kPair) * kKeyGroup * kPair + offset * kPair + d % kPair);
+INTERLEAF_INLINE void copy_head(const float* head, T* to, int count) {
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(head + i));
+  if (i < count) store_partial(to + i, load_partial(head + i, count - i), count - i);
 }
 
-// Value: tokens lie in pairs for bf16. The first of a pair clears its partner (unless that is written in this step,
-// maybe by another thread): its bits would otherwise be an earlier owner's, and a NaN there, times a probability of
-// zero, is NaN.
+// Key: values of one token lie `kKeyGroup` apart; for bf16 pairs of them do.
+INTERLEAF_INLINE void write_key(const float* head, int head_dim, int padded, int offset, float* group) {
+  for (int d = 0; d < padded; ++d) group[d * kKeyGroup + offset] = d < head_dim ? head[d] : 0.0f;
+}
+INTERLEAF_INLINE void write_key(const float* head, int head_dim, int padded, int offset, bf16* group) {
+  alignas(64) bf16 values[1024];
+  copy_head(head, values, head_dim);
+  for (int d = head_dim; d < padded; ++d) values[d] = 0;
+  for (int d = 0; d < padded; d += 2) std::memcpy(group + d * kKeyGroup + offset * 2, values + d, 4);
+}
+
+// Value: tokens lie in pairs for bf16.
 template <typename T>
-INTERLEAF_INLINE void write_value(const float* head, int head_dim, int padded, int offset, bool clear_partner, T* block) {
-  if constexpr (sizeof(T) == 2) {
-    T* pair = block + static_cast<ptrdiff_t>(offset / 2) * padded * 2;
-    for (int d = 0; d < padded; ++d) {
-      convert(d < head_dim ? head[d] : 0.0f, pair + 2 * d + offset % 2);
-      if (clear_partner) pair[2 * d + 1] = 0;
-    }
-  } else {
-    T* row = block + static_cast<ptrdiff_t>(offset) * padded;
-    for (int d = 0; d < padded; ++d) convert(d < head_dim ? head[d] : 0.0f, row + d);
+INTERLEAF_INLINE void write_value(const float* head, int head_dim, int padded, int offset, T* block) {
+  constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
+  T* row = block + static_cast<ptrdiff_t>(offset / kPair) * padded * kPair + offset % kPair;
+  for (int d = 0; d < padded; ++d) convert(d < head_dim ? head[d] : 0.0f, row + d * kPair);
+}
+
+// How many of the following rows continue this row's key group in this step.
+INTERLEAF_INLINE int rows_in_group(const int32_t* slots, int row, int num_rows, int most) {
+  int count = 1;
+  while (count < most && row + count < num_rows && slots[row + count] == slots[row] + count) ++count;
+  return count;
+}
+
+// Zeroes the values of a key group from token `first` on. What lies there is an earlier owner's, and a NaN there, times
+// a probability of zero, is NaN.
+template <typename T>
+INTERLEAF_INLINE void clear_values(int first, int padded, T* group) {
+  constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
+  for (int token = first; token < kKeyGroup; ++token) {
+    T* row = group + static_cast<ptrdiff_t>(token / kPair) * padded * kPair + token % kPair;
+    for (int d = 0; d < padded; ++d) row[d * kPair] = 0;
   }
 }
 
@@ -94,18 +115,19 @@ void rotary_cache_rows(const RotaryCacheArgs& args, Range rows, int num_rows) {
     T* q = static_cast<T*>(args.q) + static_cast<ptrdiff_t>(row) * heads * d;
     for (int h = 0; h < heads; ++h) {
       prepare_head(args, qkv + h * d, args.q_norm, args.positions[row], head);
-      for (int i = 0; i < d; ++i) convert(head[i], q + h * d + i);
+      copy_head(head, q + h * d, d);
     }
     const int slot = args.slots[row], block = slot / args.block_size, offset = slot % args.block_size;
-    const bool partner_follows = row + 1 < num_rows && args.slots[row + 1] == slot + 1;
-    const bool clear_partner = offset % 2 == 0 && !partner_follows;
+    const int in_group = offset % kKeyGroup;
+    const int filled = in_group ? kKeyGroup : rows_in_group(args.slots, row, num_rows, kKeyGroup);
     for (int g = 0; g < kv_heads; ++g) {
-      const ptrdiff_t base = (static_cast<ptrdiff_t>(block) * kv_heads + g) * args.block_size * padded;
+      const ptrdiff_t base = (static_cast<ptrdiff_t>(block) * kv_heads + g) * args.block_size * padded +
+                             static_cast<ptrdiff_t>(offset - in_group) * padded;
+      T* values = static_cast<T*>(args.v_cache) + base;
       prepare_head(args, qkv + (heads + g) * d, args.k_norm, args.positions[row], head);
-      T* group = static_cast<T*>(args.k_cache) + base + static_cast<ptrdiff_t>(offset / kKeyGroup) * kKeyGroup * padded;
-      write_key(head, d, padded, offset % kKeyGroup, group);
-      write_value(qkv + (heads + kv_heads + g) * d, d, padded, offset, clear_partner,
-                  static_cast<T*>(args.v_cache) + base);
+      write_key(head, d, padded, in_group, static_cast<T*>(args.k_cache) + base);
+      write_value(qkv + (heads + kv_heads + g) * d, d, padded, in_group, values);
+      clear_values(filled, padded, values);
     }
   }
 }

@@ -7,7 +7,7 @@ namespace interleaf::INTERLEAF_LEVEL {
 namespace {
 
 // Activations of this many bytes stay in the second-level cache while all panels pass over them.
-constexpr int kActivationBytes = 512 << 10;
+constexpr int kActivationBytes = 1024 << 10;
 
 template <typename Y>
 INTERLEAF_INLINE void finish_column_group(const LinearArgs& args, Y* y, F32x16 sum, int column) {
@@ -96,29 +96,51 @@ void linear_typed(const LinearArgs& args, int rows, const Worker& worker) {
 }
 
 #if defined(__AMX_BF16__)
-// The same on tile registers: 32 rows by one panel at a time, 32 values of k an instruction.
+// A block of rows of one panel whose sums wait to be finished.
+struct PendingBlock {
+  int row, rows, panel;
+};
+
+template <typename Y>
+INTERLEAF_INLINE void finish_block(const LinearArgs& args, const PendingBlock& block, const float* sums) {
+  for (int r = 0; r < block.rows; ++r)
+    finish<Y>(args, block.row + r, block.panel, load(sums + r * kPanelColumns), load(sums + r * kPanelColumns + kLanes));
+}
+
+// The same on tile registers, 32 rows by one panel at a time. The tiles of a block are started before the block
+// before it is finished: the two use different units.
 template <typename Y>
 void linear_tiles(const LinearArgs& args, int rows, const Worker& worker) {
   const int padded = args.epilogue == Epilogue::kSiluMul ? round_up(args.n / 2, kLanes) * 2 : args.n;
   const Range panels = part_of((padded + kPanelColumns - 1) / kPanelColumns, worker);
-  const int step = higher(1, lower(kActivationBytes / (args.k * 2), 512) / kTileRows2) * kTileRows2;
-  float* sums = reinterpret_cast<float*>(worker.scratch);
+  const int row_step = higher(1, lower(kActivationBytes / (args.k * 2), 512) / kBlockRows) * kBlockRows;
+  float* sums[2] = {reinterpret_cast<float*>(worker.scratch),
+                    reinterpret_cast<float*>(worker.scratch) + kBlockRows * kPanelColumns};
+  PendingBlock pending = {0, 0, 0};
+  int turn = 0;
   TileShape shape;
-  for (int first = 0; first < rows; first += step) {
-    const int last = lower(first + step, rows);
+  for (int first = 0; first < rows; first += row_step) {
+    const int last = lower(first + row_step, rows);
     for (int panel = panels.begin; panel < panels.end; ++panel) {
       const bf16* weight =
           static_cast<const bf16*>(args.weight) + panel_values<bf16, bf16>(args.k) * static_cast<size_t>(panel);
-      for (int row = first; row < last; row += kTileRows2) {
-        const int count = lower(kTileRows2, last - row);
-        shape.set_rows(count);
-        tile_product(static_cast<const bf16*>(args.x) + static_cast<ptrdiff_t>(row) * args.k, args.k, weight, args.k,
-                     count, sums);
-        for (int r = 0; r < count; ++r)
-          finish<Y>(args, row + r, panel, load(sums + r * kPanelColumns), load(sums + r * kPanelColumns + kLanes));
+      const auto columns = [weight](int step) __attribute__((always_inline)) {
+        const bf16* b = weight + static_cast<ptrdiff_t>(step) * kTileDepth * kPanelColumns;
+        return TileColumns{b, b + 32, 128};
+      };
+      for (int row = first; row < last; row += kBlockRows) {
+        const int count = lower(kBlockRows, last - row);
+        shape.set(count, kTileDepth);
+        tile_product<kTileDepth>(static_cast<const bf16*>(args.x) + static_cast<ptrdiff_t>(row) * args.k, args.k, count,
+                                 args.k / kTileDepth, columns);
+        finish_block<Y>(args, pending, sums[turn]);
+        turn ^= 1;
+        tile_store(sums[turn], kPanelColumns, count, true);
+        pending = {row, count, panel};
       }
     }
   }
+  finish_block<Y>(args, pending, sums[turn]);
 }
 #endif
 
@@ -139,7 +161,7 @@ void linear(const LinearArgs& args, int rows, const Worker& worker) {
     return linear_to<float, bf16>(args, rows, worker);
   }
 #if defined(__AMX_BF16__)
-  if (args.k % 32 == 0) {
+  if (args.k % kTileDepth == 0) {
     if (args.y_type == DType::kF32) return linear_tiles<float>(args, rows, worker);
     return linear_tiles<bf16>(args, rows, worker);
   }

@@ -38,15 +38,17 @@ class Runner:
         self._block_size = config.cache.block_size
         self._batch = Batch(scheduler.max_num_seqs, scheduler.max_model_len, config.cache.block_size)
         self._sampler = Sampler(ops, self._batch)
-        self._inputs = _new_inputs(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, self._batch.block_tables)
+        inputs = _new_inputs(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, self._batch.block_tables)
         residual: list[Array] = []
 
         def body() -> Array:
-            residual[:] = [model.forward(self._inputs, caches)]
+            residual[:] = [model.forward(inputs, caches)]
             return residual[0]
 
-        self._body = ops.graph(body, self._inputs, logits=False)
-        self._head = ops.graph(lambda: model.logits(residual[0], self._inputs), self._inputs, logits=True)
+        # The passes keep what they refer to; they must not refer to this object, or closing it would free nothing.
+        self._inputs = inputs
+        self._body = ops.graph(body, inputs, logits=False)
+        self._head = ops.graph(lambda: model.logits(residual[0], inputs), inputs, logits=True)
 
     def execute(self, scheduled: SchedulerOutput) -> StepOutput:
         forks = self._apply(scheduled)
