@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
 import zmq
 
 from interleaf.engine import wire
@@ -138,7 +137,8 @@ class Port:
     def _take(self, identity: Identity, raw: bytes) -> None:
         try:
             message = wire.decode_to_engine(raw)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except Exception as error:
+            # Besides msgspec's own errors, bytes that are no text or nested too deeply raise Python's.
             logger.warning("a message of %d bytes that is none was dropped: %s", len(raw), error)
             return
         if isinstance(message, Ping):

@@ -153,7 +153,7 @@ class Connection:
             self.last_heard = time.monotonic()
             try:
                 self._take(wire.decode_from_engine(raw))
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, ValueError):
                 logger.exception("a message of the engine cannot be read")
                 self.lose("The engine sent a message that cannot be read.")
 

@@ -51,7 +51,7 @@ def encode(message: ToEngine | FromEngine | EngineStart) -> bytes:
 def decode_to_engine(raw: bytes) -> ToEngine:
     """
     Raises:
-        msgspec.DecodeError: it is no message to an engine, or a value in it is out of range.
+        Exception: of whatever kind; it is no message to an engine, or a value in it is out of range.
     """
     return _to_engine.decode(raw)
 
