@@ -9,14 +9,14 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from interleaf import __version__
-from interleaf.server import chat, completions, models, operations, tokenize
+from interleaf.server import anthropic, chat, completions, models, operations, responses, tokenize
 from interleaf.server.engine import Engine
 from interleaf.server.errors import install_handlers
 from interleaf.server.middleware import Edge
 from interleaf.server.options import ServerOptions
 from interleaf.server.state import ServerState
 
-FAMILIES = (completions, chat, models, tokenize, operations)
+FAMILIES = (completions, chat, responses, anthropic, models, tokenize, operations)
 
 
 def create_app(engine: Engine, options: ServerOptions) -> FastAPI:

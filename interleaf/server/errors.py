@@ -7,12 +7,13 @@ Messages of exceptions that are not ours are logged and never sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException, RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from interleaf.errors import (
@@ -26,6 +27,8 @@ from interleaf.errors import (
     RequestFailedError,
 )
 from interleaf.observe import get_logger
+
+M = TypeVar("M", bound=BaseModel)
 
 logger = get_logger(__name__)
 
@@ -49,18 +52,18 @@ TYPES = {
 ANTHROPIC_TYPES = {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
 ANTHROPIC_PREFIX = "/v1/messages"
 
-PYDANTIC_MESSAGES = {
-    "missing": "This field is required.",
-    "string_type": "It must be a string.",
-    "int_type": "It must be an integer.",
-    "float_type": "It must be a number.",
-    "bool_type": "It must be true or false.",
-    "list_type": "It must be a list.",
-    "dict_type": "It must be an object.",
-    "model_attributes_type": "It must be an object.",
-    "model_type": "It must be an object.",
+JSON_TYPES = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_attributes_type": "an object",
+    "model_type": "an object",
 }
 """pydantic speaks of Python's types; clients know JSON's."""
+PLAIN_TYPES = ("str", "int", "float", "bool")
 
 
 class ApiError(HTTPException):
@@ -125,7 +128,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, DeadlineExceededError):
         return ApiError(504, "The request did not end within its time.", code="timeout")
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        return _refusal(error.errors())
     if isinstance(error, StarletteHTTPException):
         return _from_framework(error)
     logger.error("A request failed", exc_info=error)
@@ -163,20 +166,46 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
-    """The first of pydantic's complaints."""
-    complaint = error.errors()[0]
-    where, *path = complaint["loc"]
-    param = ".".join(str(part) for part in path) or None
-    kind = complaint["type"]
-    if kind == "value_error":
-        cause = complaint["ctx"]["error"]
-        if isinstance(cause, RequestError):
-            return ApiError(400, str(cause), cause.param)
-    if not path and where == "body":
+def validated(kind: type[M], value: Any) -> M:
+    """An object of a request's model, made of parts of a request.
+
+    Raises:
+        ApiError: they don't fit.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _refusal([{**complaint, "loc": ("body", *complaint["loc"])} for complaint in error.errors()]) from None
+
+
+def _refusal(complaints: Sequence[Any]) -> ApiError:
+    """What pydantic's complaints come to: the first one, or of a choice of types the one that got furthest."""
+    first = complaints[0]
+    related = [one for one in complaints if one["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
+    chosen = max(related, key=lambda one: len(_path(one)))
+    path = _path(chosen)
+    param = ".".join(path) or None
+    kind = chosen["type"]
+    cause = chosen.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):
+        return ApiError(400, str(cause), cause.param)
+    if not path and first["loc"][0] == "body":
         return bad_request("The body must be a JSON object, sent with Content-Type: application/json.")
-    message = PYDANTIC_MESSAGES.get(kind, complaint["msg"].rstrip(".") + ".")
-    return ApiError(400, f"{param}: {message}", param, "missing_required_parameter" if kind == "missing" else None)
+    if kind == "missing":
+        return ApiError(400, f"{param}: This field is required.", param, "missing_required_parameter")
+    types = [JSON_TYPES.get(one["type"]) for one in related if _path(one) == path]
+    expected = " or ".join(dict.fromkeys(one for one in types if one is not None))
+    message = chosen["msg"].rstrip(".") if None in types else f"It must be {expected}"
+    return ApiError(400, f"{param}: {message}.", param)
+
+
+def _path(complaint: Any) -> list[str]:
+    """Where in the request it is, without pydantic's names for the members of a choice of types."""
+    return [str(part) for part in complaint["loc"][1:] if not _is_member(part)]
+
+
+def _is_member(part: str | int) -> bool:
+    return isinstance(part, str) and (part in PLAIN_TYPES or "[" in part or part[:1].isupper())
 
 
 def _from_framework(error: StarletteHTTPException) -> ApiError:

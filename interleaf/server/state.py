@@ -13,6 +13,7 @@ from fastapi import Request
 from interleaf.server.engine import Engine
 from interleaf.server.errors import ApiError
 from interleaf.server.options import ServerOptions
+from interleaf.server.response_store import open_store
 
 
 class ServerState:
@@ -22,6 +23,8 @@ class ServerState:
         draining: no new work is taken; the server ends when `in_flight` is 0.
         in_flight: requests, and work in the background, that have not ended.
         started: Unix time of the start.
+        response_store: of /v1/responses.
+        background_responses: those that are being written, by id.
     """
 
     def __init__(self, engine: Engine, options: ServerOptions) -> None:
@@ -30,6 +33,8 @@ class ServerState:
         self.draining = False
         self.in_flight = 0
         self.started = int(time.time())
+        self.response_store = open_store(options.response_store)
+        self.background_responses: dict[str, asyncio.Task[None]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -82,11 +87,12 @@ class ServerState:
         return task
 
     async def close(self) -> None:
-        """Cancel what runs in the background."""
+        """Cancel what runs in the background, and close what is open."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.response_store.close()
 
 
 def state_of(request: Request) -> ServerState:

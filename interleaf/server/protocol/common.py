@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema
 
 from interleaf.observe import get_logger
 from interleaf.params import SamplingParams
@@ -52,7 +52,13 @@ WITHOUT_EFFECT = {
 
 _reported: set[str] = set()
 
-TokenIds = Annotated[list[int], WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})]
+# Lists end at their first mistake: a body of a million of them must not make a million complaints.
+Texts = Annotated[list[str], FailFast()]
+TokenIds = Annotated[
+    list[int], FailFast(), WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})
+]
+LogitBias = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}})]
+"""What is in it is checked by `SamplingParams`."""
 
 
 class ApiModel(BaseModel):
@@ -103,8 +109,8 @@ class SamplingFields(ApiModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    logit_bias: dict[str, float] | None = None
+    stop: str | Texts | None = None
+    logit_bias: LogitBias | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -120,7 +126,7 @@ class SamplingFields(ApiModel):
     spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     allowed_token_ids: TokenIds | None = None
-    bad_words: list[str] | None = None
+    bad_words: Texts | None = None
     prompt_logprobs: int | None = None
     vllm_xargs: dict[str, Any] | None = None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
-from pydantic import Field
+from pydantic import FailFast, Field
 
 from interleaf.server.errors import bad_request
 from interleaf.server.protocol.chat import ChatMessage, TemplateFields
@@ -15,7 +17,7 @@ class TokenizeRequest(TemplateFields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] = Field(default=[])
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(default=[])
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = False
 

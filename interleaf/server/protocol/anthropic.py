@@ -1,0 +1,132 @@
+"""Anthropic's `/v1/messages`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from pydantic import FailFast, Field
+
+from interleaf.server.errors import bad_request
+from interleaf.server.protocol.chat import MAX_MESSAGES, MAX_TOOLS
+from interleaf.server.protocol.common import WITHOUT_EFFECT, ApiModel, SamplingFields, Texts
+
+
+class Block(ApiModel):
+    """A piece of content; which fields it needs depends on its type."""
+
+    type: str
+    text: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | Annotated[list[dict[str, Any]], FailFast()] | None = None
+
+    without_effect: ClassVar[dict[str, str]] = {
+        "cache_control": "every prefix is cached",
+        "citations": "none are made",
+        "is_error": "templates have no place for it",
+    }
+
+
+Blocks = Annotated[list[Block], FailFast()]
+
+
+class InputMessage(ApiModel):
+    role: Literal["user", "assistant"]
+    content: str | Blocks
+
+
+class ToolDefinition(ApiModel):
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    type: str | None = None
+
+    without_effect: ClassVar[dict[str, str]] = {"cache_control": "every prefix is cached"}
+
+
+class ToolChoice(ApiModel):
+    type: Literal["auto", "none", "any", "tool"]
+    name: str | None = None
+
+    without_effect: ClassVar[dict[str, str]] = {"disable_parallel_tool_use": "the model decides"}
+
+
+class Thinking(ApiModel):
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
+class CountTokensRequest(ApiModel):
+    model: str | None = None
+    messages: Annotated[list[InputMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
+    system: str | Blocks | None = None
+    tools: Annotated[list[ToolDefinition], FailFast()] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+
+    without_effect: ClassVar[dict[str, str]] = {**WITHOUT_EFFECT, "cache_control": "every prefix is cached"}
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        for message in self.messages:
+            for block in message.content if isinstance(message.content, list) else ():
+                block.check_fields()
+        for tool in self.tools or ():
+            tool.check_fields()
+            if tool.type not in (None, "custom"):
+                raise bad_request(f"Tools of type {tool.type[:100]!r} are not run here.", "tools")
+        if self.tool_choice is not None and self.tool_choice.type in ("any", "tool"):
+            raise bad_request("tool_choice must be auto or none: the model cannot be made to call a tool.")
+        if self.thinking is not None and self.thinking.type == "enabled":
+            raise bad_request("thinking is not supported by this model.", "thinking")
+
+
+class MessagesRequest(CountTokensRequest):
+    max_tokens: int = Field(ge=1)
+    stream: bool | None = False
+    stop_sequences: Texts | None = None
+    temperature: float | None = Field(None, ge=0, le=1)
+    top_p: float | None = None
+    top_k: int | None = None
+    priority: int | None = 0
+
+    def sampling_fields(self) -> SamplingFields:
+        """What of it a generation is told."""
+        return SamplingFields.model_construct(
+            stop=self.stop_sequences,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            priority=self.priority,
+        )
+
+
+class TextBlock(msgspec.Struct):
+    text: str
+    type: str = "text"
+
+
+class MessageUsage(msgspec.Struct):
+    """`input_tokens` are those that were not in the cache."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int = 0
+
+
+class MessageResponse(msgspec.Struct):
+    id: str
+    model: str
+    content: list[TextBlock]
+    usage: MessageUsage
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    role: str = "assistant"
+    type: str = "message"
+
+
+class TokenCount(msgspec.Struct):
+    input_tokens: int

@@ -1,0 +1,350 @@
+"""`/v1/responses`: answers that are kept, so that a later request can go on from them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from interleaf.outputs import CompletionOutput, RequestOutput
+from interleaf.params import RequestOutputKind
+from interleaf.server import generation
+from interleaf.server.chat_prompt import chat_prompt
+from interleaf.server.errors import ApiError, api_error, bad_request, validated
+from interleaf.server.generation import Context, UsageCounter, context_of, generated
+from interleaf.server.logprobs import LogprobWriter
+from interleaf.server.protocol.chat import ChatMessage, TemplateFields, Tool
+from interleaf.server.protocol.responses import (
+    ErrorEvent,
+    IncompleteDetails,
+    InputItem,
+    InputTokensDetails,
+    OutputMessage,
+    OutputText,
+    OutputTokensDetails,
+    ResponseError,
+    ResponseEvent,
+    ResponseObject,
+    ResponseRequest,
+    ResponseUsage,
+)
+from interleaf.server.response_store import StoredResponse
+from interleaf.server.routing import JsonRoute, responses
+from interleaf.server.state import ServerState, state_of
+from interleaf.server.streaming import EventStream, event, json_response, until_gone
+
+router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
+
+RESPONSE_ID = re.compile(r"resp_[\x21-\x7e]{1,130}")
+
+
+@router.post("/v1/responses", responses=responses(ResponseObject, stream=True))
+async def create_response(body: ResponseRequest, request: Request) -> Response:
+    """Answer an input, and keep the answer unless `store` is false."""
+    job = await Job.of(body, context_of(request))
+    if body.background:
+        return json_response(await job.start_in_background())
+    if body.stream:
+        return await EventStream.begin(request.receive, job.events())
+    return json_response(await until_gone(request.receive, job.response()))
+
+
+@router.get("/v1/responses/{response_id}", responses=responses(ResponseObject))
+async def retrieve_response(response_id: str, request: Request) -> Response:
+    """A response that was kept."""
+    if request.query_params.get("stream") == "true":
+        raise bad_request("A kept response cannot be streamed: set stream to false.", "stream")
+    return json_response((await _stored(state_of(request), response_id)).body)
+
+
+@router.delete("/v1/responses/{response_id}", responses=responses())
+async def delete_response(response_id: str, request: Request) -> Response:
+    """Forget a response."""
+    state = state_of(request)
+    await _stored(state, response_id)
+    await state.response_store.delete(response_id)
+    return json_response({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.post("/v1/responses/{response_id}/cancel", responses=responses(ResponseObject))
+async def cancel_response(response_id: str, request: Request) -> Response:
+    """End a response that is written in the background."""
+    state = state_of(request)
+    stored = await _stored(state, response_id)
+    if not stored.body["background"]:
+        raise bad_request("Only responses that were made with background set to true can be cancelled.", "response_id")
+    task = state.background_responses.get(response_id)
+    if task is not None:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    return json_response((await _stored(state, response_id)).body)
+
+
+@router.get("/v1/responses/{response_id}/input_items", responses=responses())
+async def list_input_items(response_id: str, request: Request) -> Response:
+    """What a response answers."""
+    items = (await _stored(state_of(request), response_id)).input_items
+    ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
+    return json_response({"object": "list", "data": items, "has_more": False, **ends})
+
+
+async def _stored(state: ServerState, response_id: str) -> StoredResponse:
+    found = await state.response_store.get(response_id) if RESPONSE_ID.fullmatch(response_id) else None
+    if found is None:
+        raise ApiError(404, f"There is no response {response_id[:200]!r} here.", "response_id", "response_not_found")
+    if found.body["status"] in ("queued", "in_progress") and response_id not in state.background_responses:
+        # Its server was ended while it was written.
+        found.body.update(status="failed", error={"code": "server_error", "message": "The server was restarted."})
+    return found
+
+
+@dataclass
+class Job:
+    """One request: the conversation it goes on with, and the response as it grows.
+
+    Fields:
+        messages: of the conversation, without the instructions.
+        num_events: that were sent.
+    """
+
+    body: ResponseRequest
+    context: Context
+    messages: list[dict[str, Any]]
+    response_object: ResponseObject
+    counter: UsageCounter = field(default_factory=lambda: UsageCounter(1))
+    num_events: int = 0
+
+    @staticmethod
+    async def of(body: ResponseRequest, context: Context) -> Job:
+        """Check a request, and look up what it goes on from.
+
+        Raises:
+            ApiError, RequestError: it is refused.
+        """
+        body.check_fields()
+        model = context.state.check_model(body.model)
+        before: list[dict[str, Any]] = []
+        if body.previous_response_id is not None:
+            previous = await _stored(context.state, body.previous_response_id)
+            if previous.body["status"] not in ("completed", "incomplete"):
+                raise bad_request("The previous response is not complete.", "previous_response_id")
+            before = previous.messages
+        messages = [*before, *input_messages(body.input)]
+        name = f"resp_{body.request_id or context.request_id}"
+        response = ResponseObject(name, generation.now(), model)
+        job = Job(body, context, messages, _told_again(response, body))
+        job._message_fields()
+        return job
+
+    async def response(self) -> ResponseObject:
+        """The whole response."""
+        async with aclosing(self._outputs(RequestOutputKind.FINAL_ONLY)) as outputs:
+            async for output in outputs:
+                [one] = output.outputs
+                text = OutputText(one.text, [], self._logprobs(one))
+                self._finish(one, text)
+        await self._keep()
+        return self.response_object
+
+    async def start_in_background(self) -> ResponseObject:
+        """Keep it as queued, and write it behind this request."""
+        state, response = self.context.state, self.response_object
+        response.status = "queued"
+        await self._keep()
+        state.background_responses[response.id] = state.spawn(self._run_in_background())
+        return response
+
+    async def _run_in_background(self) -> None:
+        state, response = self.context.state, self.response_object
+        try:
+            with state.work():
+                await self.response()
+        except asyncio.CancelledError:
+            response.status = "cancelled"
+            await self._keep()
+        except Exception as error:
+            self._fail(api_error(error))
+            await self._keep()
+        finally:
+            state.background_responses.pop(response.id, None)
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The response in pieces."""
+        response = self.response_object
+        item = OutputMessage(f"msg_{response.id[5:]}", "in_progress", [])
+        place: dict[str, Any] = {"item_id": item.id, "output_index": 0, "content_index": 0}
+        text = OutputText("")
+        begun = False
+        try:
+            async with aclosing(self._outputs(RequestOutputKind.DELTA)) as outputs:
+                async for output in outputs:
+                    if not begun:
+                        begun = True
+                        for data in self._beginning(item, place):
+                            yield data
+                    [one] = output.outputs
+                    logprobs = self._logprobs(one)
+                    text.text += one.text
+                    text.logprobs.extend(logprobs)
+                    if one.text or logprobs:
+                        yield self._event("response.output_text.delta", **place, delta=one.text, logprobs=logprobs)
+                    if one.finished:
+                        self._finish(one, text)
+            await self._keep()
+        except Exception as error:
+            if not begun:
+                raise
+            told = api_error(error)
+            self._fail(told)
+            yield self._error_event(told)
+            yield self._event("response.failed", response=response)
+            return
+        [item] = response.output
+        yield self._event("response.output_text.done", **place, text=text.text, logprobs=text.logprobs)
+        yield self._event("response.content_part.done", **place, part=text)
+        yield self._event("response.output_item.done", output_index=0, item=item)
+        yield self._event(f"response.{response.status}", response=response)
+
+    def _beginning(self, item: OutputMessage, place: dict[str, Any]) -> list[bytes]:
+        return [
+            self._event("response.created", response=self.response_object),
+            self._event("response.in_progress", response=self.response_object),
+            self._event("response.output_item.added", output_index=0, item=item),
+            self._event("response.content_part.added", **place, part=OutputText("")),
+        ]
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        self.num_events += 1
+        return event(ResponseEvent(kind, self.num_events - 1, **fields), kind)
+
+    def _error_event(self, error: ApiError) -> bytes:
+        self.num_events += 1
+        return event(ErrorEvent(self.num_events - 1, error.code, error.message, error.param), "error")
+
+    def _message_fields(self) -> TemplateFields:
+        """The messages as the template takes them; checks them."""
+        instructions = self.body.instructions
+        system = [] if instructions is None else [{"role": "system", "content": instructions}]
+        tools = [
+            validated(Tool, {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)})
+            for tool in self.body.tools or ()
+        ]
+        return TemplateFields.model_construct(
+            messages=[validated(ChatMessage, message) for message in [*system, *self.messages]],
+            tools=tools if self.body.tool_choice != "none" else None,
+            reasoning_effort=self.body.reasoning and self.body.reasoning.effort,
+        )
+
+    async def _outputs(self, kind: RequestOutputKind) -> AsyncGenerator[RequestOutput, None]:
+        fields = self.body.sampling_fields()
+        defaults = self.context.engine.default_sampling_params()
+        params = fields.sampling_params(
+            defaults,
+            max_tokens=self.body.max_output_tokens or generation.default_max_tokens(defaults),
+            logprobs=(self.body.top_logprobs or 0) if self.body.wants_logprobs else None,
+            output_kind=kind,
+        )
+        prompt = await chat_prompt(self.context.state, self._message_fields())
+        self.response_object.status = "in_progress"
+        async with aclosing(generated(self.context, fields, [prompt], params, self.response_object.id)) as outputs:
+            async for _, output in outputs:
+                self.counter.add(0, output)
+                yield output
+
+    def _logprobs(self, one: CompletionOutput) -> list[Any]:
+        if not self.body.wants_logprobs or one.logprobs is None:
+            return []
+        writer = LogprobWriter(self.context.engine.tokenizer, as_token_ids=False)
+        return list(writer.chat(one.token_ids, one.logprobs, self.body.top_logprobs or 0).content)
+
+    def _finish(self, one: CompletionOutput, text: OutputText) -> None:
+        response, counter = self.response_object, self.counter
+        cut_off = one.finish_reason == "length"
+        response.status = "incomplete" if cut_off else "completed"
+        response.incomplete_details = IncompleteDetails("max_output_tokens") if cut_off else None
+        response.completed_at = None if cut_off else generation.now()
+        response.output = [OutputMessage(f"msg_{response.id[5:]}", response.status, [text])]
+        response.usage = ResponseUsage(
+            counter.prompt_tokens,
+            InputTokensDetails(counter.cached_tokens),
+            counter.completion_tokens,
+            OutputTokensDetails(),
+            counter.prompt_tokens + counter.completion_tokens,
+        )
+
+    def _fail(self, error: ApiError) -> None:
+        self.response_object.status = "failed"
+        self.response_object.error = ResponseError(error.code or "server_error", error.message)
+
+    async def _keep(self) -> None:
+        response = self.response_object
+        if self.body.store is False:
+            return
+        answers = [{"role": "assistant", "content": item.content[0].text} for item in response.output]
+        given = self.body.input
+        items = [{"role": "user", "content": given}] if isinstance(given, str) else [one.model_dump() for one in given]
+        await self.context.state.response_store.put(
+            StoredResponse(
+                response.id,
+                msgspec.to_builtins(response),
+                [_input_item(item, f"{response.id[5:]}_{number}") for number, item in enumerate(items)],
+                [*self.messages, *answers],
+            )
+        )
+
+
+def input_messages(given: str | list[InputItem]) -> list[dict[str, Any]]:
+    """The messages that an input stands for.
+
+    Raises:
+        ApiError: it has items that a text model cannot read.
+    """
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    messages: list[dict[str, Any]] = []
+    for item in given:
+        item.check_fields()
+        if item.type in (None, "message"):
+            if item.role is None or item.content is None:
+                raise bad_request("Each message in input needs a role and content.", "input")
+            messages.append({"role": item.role, "content": item.content})
+        elif item.type == "function_call":
+            function = {"name": item.name or "", "arguments": item.arguments or ""}
+            call = {"id": item.call_id, "type": "function", "function": function}
+            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        elif item.type == "function_call_output":
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
+        else:
+            raise bad_request(f"Items of type {item.type[:100]!r} are not taken in input.", "input")
+    return messages
+
+
+def _input_item(item: dict[str, Any], name: str) -> dict[str, Any]:
+    """An item of the input as it is listed."""
+    listed = {"type": "message", "status": "completed", **{k: v for k, v in item.items() if v is not None}}
+    listed["id"] = listed.get("id") or f"msg_in_{name}"
+    if listed["type"] == "message" and isinstance(listed.get("content"), str):
+        kind = "output_text" if listed.get("role") == "assistant" else "input_text"
+        listed["content"] = [{"type": kind, "text": listed["content"]}]
+    return listed
+
+
+def _told_again(response: ResponseObject, body: ResponseRequest) -> ResponseObject:
+    """The response with the fields of its request that are told again."""
+    for name in ("instructions", "max_output_tokens", "previous_response_id", "user"):
+        setattr(response, name, getattr(body, name))
+    for name in ("temperature", "top_p", "top_logprobs", "metadata", "store", "background", "parallel_tool_calls"):
+        if getattr(body, name) is not None:
+            setattr(response, name, getattr(body, name))
+    response.tools = [tool.model_dump() for tool in body.tools or ()]
+    response.tool_choice = body.tool_choice if isinstance(body.tool_choice, str) else "auto"
+    if body.reasoning is not None:
+        response.reasoning = {"effort": body.reasoning.effort, "summary": None}
+    return response
