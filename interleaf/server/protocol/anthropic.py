@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from interleaf.server.errors import bad_request
 from interleaf.server.protocol.chat import MAX_MESSAGES, MAX_TOOLS
-from interleaf.server.protocol.common import WITHOUT_EFFECT, ApiModel, SamplingFields, Texts
+from interleaf.server.protocol.common import WITHOUT_EFFECT, ApiModel, FirstMistake, SamplingFields, Texts
 
 
 class Block(ApiModel):
@@ -21,7 +21,7 @@ class Block(ApiModel):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | Annotated[list[dict[str, Any]], FailFast()] | None = None
+    content: str | Annotated[list[dict[str, Any]], FirstMistake()] | None = None
 
     without_effect: ClassVar[dict[str, str]] = {
         "cache_control": "every prefix is cached",
@@ -30,7 +30,7 @@ class Block(ApiModel):
     }
 
 
-Blocks = Annotated[list[Block], FailFast()]
+Blocks = Annotated[list[Block], FirstMistake()]
 
 
 class InputMessage(ApiModel):
@@ -60,9 +60,9 @@ class Thinking(ApiModel):
 
 class CountTokensRequest(ApiModel):
     model: str | None = None
-    messages: Annotated[list[InputMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[InputMessage], FirstMistake()] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: str | Blocks | None = None
-    tools: Annotated[list[ToolDefinition], FailFast()] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[ToolDefinition], FirstMistake()] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from interleaf.server.errors import bad_request
-from interleaf.server.protocol.common import ApiModel, PromptLogprobsField, SamplingFields, Texts, Usage
+from interleaf.server.protocol.common import ApiModel, FirstMistake, PromptLogprobsField, SamplingFields, Texts, Usage
 
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1_000
@@ -36,9 +36,9 @@ class ToolCall(ApiModel):
 
 class ChatMessage(ApiModel):
     role: str = Field(min_length=1, max_length=100)
-    content: str | Annotated[list[ContentPart], FailFast()] | None = None
+    content: str | Annotated[list[ContentPart], FirstMistake()] | None = None
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], FailFast()] | None = None
+    tool_calls: Annotated[list[ToolCall], FirstMistake()] | None = None
     tool_call_id: str | None = None
 
 
@@ -66,14 +66,14 @@ class NamedToolChoice(ApiModel):
 class TemplateFields(ApiModel):
     """How messages become a prompt."""
 
-    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
-    tools: Annotated[list[Tool], FailFast()] | None = Field(None, max_length=MAX_TOOLS)
+    messages: Annotated[list[ChatMessage], FirstMistake()] = Field(min_length=1, max_length=MAX_MESSAGES)
+    tools: Annotated[list[Tool], FirstMistake()] | None = Field(None, max_length=MAX_TOOLS)
     add_generation_prompt: bool | None = True
     continue_final_message: bool | None = False
     add_special_tokens: bool | None = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: Annotated[list[dict[str, Any]], FailFast()] | None = None
+    documents: Annotated[list[dict[str, Any]], FirstMistake()] | None = None
     reasoning_effort: str | None = None
 
 

@@ -52,10 +52,18 @@ WITHOUT_EFFECT = {
 
 _reported: set[str] = set()
 
-# Lists end at their first mistake: a body of a million of them must not make a million complaints.
-Texts = Annotated[list[str], FailFast()]
+
+class FirstMistake(FailFast):
+    """Ends the check of a list at its first mistake: a million of them must not make a million complaints."""
+
+    def __hash__(self) -> int:
+        # Types that are joined with `|` are hashed, together with what annotates them.
+        return hash(type(self))
+
+
+Texts = Annotated[list[str], FirstMistake()]
 TokenIds = Annotated[
-    list[int], FailFast(), WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})
+    list[int], FirstMistake(), WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})
 ]
 LogitBias = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}})]
 """What is in it is checked by `SamplingParams`."""

@@ -6,14 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from interleaf.server.errors import bad_request
 from interleaf.server.protocol.chat import MAX_TOOLS
-from interleaf.server.protocol.common import WITHOUT_EFFECT, ApiModel, SamplingFields, Texts
+from interleaf.server.protocol.common import WITHOUT_EFFECT, ApiModel, FirstMistake, SamplingFields, Texts
 
 MAX_ITEMS = 10_000
-Parts = Annotated[list[dict[str, Any]], FailFast()]
+Parts = Annotated[list[dict[str, Any]], FirstMistake()]
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = frozenset({LOGPROBS, "reasoning.encrypted_content"})
 """The latter is never there, as for any model that does not reason."""
@@ -57,7 +57,7 @@ class Reasoning(ApiModel):
 
 class ResponseRequest(ApiModel):
     model: str | None = None
-    input: str | Annotated[list[InputItem], FailFast()] = Field(default=[])
+    input: str | Annotated[list[InputItem], FirstMistake()] = Field(default=[])
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
@@ -71,7 +71,7 @@ class ResponseRequest(ApiModel):
     background: bool | None = False
     metadata: dict[str, str] | None = None
     text: TextOptions | None = None
-    tools: Annotated[list[FunctionTool], FailFast()] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[FunctionTool], FirstMistake()] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = True
     reasoning: Reasoning | None = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from interleaf.server.errors import bad_request
 from interleaf.server.protocol.chat import ChatMessage, TemplateFields
-from interleaf.server.protocol.common import ApiModel, TokenIds
+from interleaf.server.protocol.common import ApiModel, FirstMistake, TokenIds
 
 
 class TokenizeRequest(TemplateFields):
@@ -17,7 +17,7 @@ class TokenizeRequest(TemplateFields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], FailFast()] = Field(default=[])
+    messages: Annotated[list[ChatMessage], FirstMistake()] = Field(default=[])
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = False
 
