@@ -391,8 +391,9 @@ class AsyncEngine:
         self._engine_up.clear()
         if self._metrics is not None:
             self._metrics.engine_died()
-        for request_id in self._recovery.engine_died(computed, step - self._last_step):
-            self._fail(request_id, RequestFailedError("The engine died of this request each time; it was given up."))
+        guilty = self._recovery.engine_died(computed, step - self._last_step)
+        if guilty is not None:
+            self._fail(guilty, RequestFailedError("The engine died of this request each time; it was given up."))
 
     def engine_given_up(self, error: InterleafError) -> None:
         """Tell everybody."""

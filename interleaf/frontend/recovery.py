@@ -2,8 +2,10 @@
 
 The engine notes what each step computes (`interleaf.engine.step_record`). A request that was being
 computed when the engine died, and again at the next death before it had got any further, is a
-*suspect*. One alone is guilty. Several are sent one by one, each when the one before it is trusted
-again; the one that is on trial when the engine dies is guilty, and the others go on.
+*suspect*. Suspects are sent one by one: the first alone, each of the others when the one before it
+has got further than at the death, and so is trusted again; whatever is no suspect waits meanwhile.
+Guilty is only who was being computed alone when the engine died, twice in a row. If several were,
+the next engine starts with the one that saw the most deaths. So nobody is ended for what another did.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 
 CRASHES_TO_SUSPECT = 2
 MAX_CRASHES = 10
-"""A request is given up after it was being computed at this many deaths, whatever progress it made between them."""
+"""A request that was being computed at this many deaths stays a suspect to its end, whatever progress it makes."""
 
 
 @dataclass(slots=True)
@@ -68,10 +70,10 @@ class Recovery:
         """Requests to send now; they count as sent."""
         if not self._num_suspects:
             chosen = [request_id for request_id, standing in self._standings.items() if not standing.sent]
-        elif self._on_trial() is not None:
+        elif any(standing.suspect and standing.sent for standing in self._standings.values()):
             return []
         else:
-            chosen = [next(request_id for request_id, standing in self._standings.items() if standing.suspect)]
+            chosen = [max(self._standings, key=lambda request_id: self._standings[request_id].num_crashes)]
         for request_id in chosen:
             self._standings[request_id].sent = True
         return chosen
@@ -82,11 +84,11 @@ class Recovery:
         if standing is None or not standing.num_crashes:
             return
         standing.distance -= num_tokens
-        if standing.distance <= 0:
+        if standing.distance <= 0 and standing.num_crashes_ever < MAX_CRASHES:
             self._num_suspects -= standing.suspect
             standing.num_crashes = 0
 
-    def engine_died(self, computed: Iterable[str], num_lost_steps: int) -> list[str]:
+    def engine_died(self, computed: Iterable[str], num_lost_steps: int) -> str | None:
         """Nothing counts as sent any more.
 
         Args:
@@ -94,36 +96,16 @@ class Recovery:
             num_lost_steps: steps up to that one whose results never came.
 
         Returns:
-            the guilty, to be ended with an error and removed by the caller.
+            the guilty one, to be ended with an error and removed by the caller.
         """
-        on_trial = self._on_trial()
-        guilty = []
-        if on_trial is not None and on_trial in set(computed):
-            guilty = [on_trial]
-        else:
-            for request_id in computed:
-                self._charge(request_id, max(1, num_lost_steps))
-            guilty = self._guilty()
+        charged = [request_id for request_id in computed if self.was_sent(request_id)]
+        for request_id in charged:
+            standing = self._standings[request_id]
+            standing.num_crashes += 1
+            standing.num_crashes_ever += 1
+            standing.distance = max(1, num_lost_steps)
+            self._num_suspects += standing.num_crashes == CRASHES_TO_SUSPECT
         for standing in self._standings.values():
             standing.sent = False
-        return guilty
-
-    def _on_trial(self) -> str | None:
-        if not self._num_suspects:
-            return None
-        return next((name for name, standing in self._standings.items() if standing.suspect and standing.sent), None)
-
-    def _charge(self, request_id: str, distance: int) -> None:
-        standing = self._standings.get(request_id)
-        if standing is None or not standing.sent:
-            return
-        self._num_suspects += standing.num_crashes == CRASHES_TO_SUSPECT - 1
-        standing.num_crashes += 1
-        standing.num_crashes_ever += 1
-        standing.distance = distance
-
-    def _guilty(self) -> list[str]:
-        suspects = [name for name, standing in self._standings.items() if standing.suspect]
-        if len(suspects) == 1:
-            return suspects
-        return [name for name, standing in self._standings.items() if standing.num_crashes_ever >= MAX_CRASHES]
+        alone = len(charged) == 1 and self._standings[charged[0]].suspect
+        return charged[0] if alone else None
