@@ -136,7 +136,8 @@ void score_keys_on_tiles(const Span<bf16>& span, int begin, int end, TileShape& 
                                span.padded / kTileDepth, [low, high](int step) __attribute__((always_inline)) {
                                  const int offset = step * kTileDepth * kKeyGroup;
                                  return TileColumns{low + offset, high + offset, 64};
-                               });
+                               },
+                               nothing_ahead);
       tile_store(work.scores + static_cast<ptrdiff_t>(row) * kScoreStride + (key - begin), kScoreStride, rows, true);
     }
   }
@@ -223,7 +224,8 @@ void sum_values_on_tiles(const Span<bf16>& span, int begin, int num_keys, TileSh
                               [&groups, d, stride](int step) __attribute__((always_inline)) {
                                 const bf16* values = groups[step] + d * 2;
                                 return TileColumns{values, values + 2 * kLanes, stride};
-                              });
+                              },
+                              nothing_ahead);
       tile_store(work.partial + static_cast<ptrdiff_t>(row) * span.padded + d, span.padded, rows, true);
     }
   }

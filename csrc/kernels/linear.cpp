@@ -128,11 +128,21 @@ void linear_tiles(const LinearArgs& args, int rows, const Worker& worker) {
         const bf16* b = weight + static_cast<ptrdiff_t>(step) * kTileDepth * kPanelColumns;
         return TileColumns{b, b + 32, 128};
       };
+      // While one panel is multiplied the next comes from memory.
+      const auto fetch_next_panel = [weight, &args](int step) __attribute__((always_inline)) {
+        const char* next = reinterpret_cast<const char*>(weight + panel_values<bf16, bf16>(args.k)) + step * 2048;
+#pragma GCC unroll 32
+        for (int i = 0; i < 2048; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+      };
       for (int row = first; row < last; row += kBlockRows) {
         const int count = lower(kBlockRows, last - row);
         shape.set(count, kTileDepth);
-        tile_product<kTileDepth>(static_cast<const bf16*>(args.x) + static_cast<ptrdiff_t>(row) * args.k, args.k, count,
-                                 args.k / kTileDepth, columns);
+        const bf16* x = static_cast<const bf16*>(args.x) + static_cast<ptrdiff_t>(row) * args.k;
+        if (row == 0 && panel + 1 < panels.end) {
+          tile_product<kTileDepth>(x, args.k, count, args.k / kTileDepth, columns, fetch_next_panel);
+        } else {
+          tile_product<kTileDepth>(x, args.k, count, args.k / kTileDepth, columns, nothing_ahead);
+        }
         finish_block<Y>(args, pending, sums[turn]);
         turn ^= 1;
         tile_store(sums[turn], kPanelColumns, count, true);

@@ -52,14 +52,16 @@ struct TileColumns {
 };
 
 // Leaves a [rows, steps * depth] . b in tiles 0-3; `columns(step)` tells where b lies. The shape is set to `rows`.
-template <int depth, typename ColumnsOf>
-INTERLEAF_INLINE void tile_product(const bf16* a, ptrdiff_t lda, int rows, int steps, ColumnsOf columns) {
+// `ahead(step)` may ask for memory that will be needed soon.
+template <int depth, typename ColumnsOf, typename Ahead>
+INTERLEAF_INLINE void tile_product(const bf16* a, ptrdiff_t lda, int rows, int steps, ColumnsOf columns, Ahead ahead) {
   const size_t a_stride = static_cast<size_t>(lda) * 2;
   _tile_zero(0);
   _tile_zero(1);
   if (rows <= kTileRows) {
     for (int step = 0; step < steps; ++step) {
       const TileColumns b = columns(step);
+    ahead(step);
       _tile_loadd(6, b.low, b.stride);
       _tile_loadd(7, b.high, b.stride);
       _tile_loadd(4, a + step * depth, a_stride);
@@ -73,6 +75,7 @@ INTERLEAF_INLINE void tile_product(const bf16* a, ptrdiff_t lda, int rows, int s
   const bf16* a2 = a + kTileRows * lda;
   for (int step = 0; step < steps; ++step) {
     const TileColumns b = columns(step);
+    ahead(step);
     _tile_loadd(6, b.low, b.stride);
     _tile_loadd(7, b.high, b.stride);
     _tile_loadd(4, a + step * depth, a_stride);
@@ -83,6 +86,8 @@ INTERLEAF_INLINE void tile_product(const bf16* a, ptrdiff_t lda, int rows, int s
     _tile_dpbf16ps(3, 5, 7);
   }
 }
+
+INTERLEAF_INLINE void nothing_ahead(int) {}
 
 // Writes tiles 0-3 as `rows` rows of 32 floats (16 without `both`), `stride` floats apart.
 INTERLEAF_INLINE void tile_store(float* sums, ptrdiff_t stride, int rows, bool both) {
