@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 from interleaf import __version__
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "generate": "answer prompts, or write on from them",
     "chat": "talk with a model",
     "serve": "serve a model over HTTP with OpenAI's API",
+    "run-batch": "answer a file of requests",
     "models": "list, pull or remove the built-in models",
     "bench": "measure latency or throughput",
 }
@@ -68,7 +70,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
             name, help=summary, description=summary.capitalize() + ".", parents=[common], allow_abbrev=False
         )
         if name == chosen:
-            importlib.import_module(f"interleaf.cli.{name}").add_arguments(subparser)
+            _module(name).add_arguments(subparser)
     return parser
 
 
@@ -79,7 +81,11 @@ def _run(args: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character shows "?" in its place.
         sys.stdout.reconfigure(errors="replace")
-    return int(importlib.import_module(f"interleaf.cli.{args.command}").run(args))
+    return int(_module(args.command).run(args))
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"interleaf.cli.{command.replace('-', '_')}")
 
 
 def _one_line(error: Exception) -> str:

@@ -9,14 +9,14 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from interleaf import __version__
-from interleaf.server import anthropic, chat, completions, models, operations, responses, tokenize
+from interleaf.server import anthropic, chat, completions, files_batches, models, operations, responses, tokenize
 from interleaf.server.engine import Engine
 from interleaf.server.errors import install_handlers
 from interleaf.server.middleware import Edge
 from interleaf.server.options import ServerOptions
 from interleaf.server.state import ServerState
 
-FAMILIES = (completions, chat, responses, anthropic, models, tokenize, operations)
+FAMILIES = (completions, chat, responses, files_batches, anthropic, models, tokenize, operations)
 
 
 def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
@@ -25,6 +25,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        files_batches.resume_all(state)
         yield
         await state.close()
 

@@ -159,6 +159,8 @@ class Job:
         response.status = "queued"
         await self._keep()
         state.background_responses[response.id] = state.spawn(self._run_in_background())
+        # A task that is cancelled before it has begun could not write down its end.
+        await asyncio.sleep(0)
         return response
 
     async def _run_in_background(self) -> None:

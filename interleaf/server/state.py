@@ -6,14 +6,18 @@ import asyncio
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
 from interleaf.server.engine import Engine
 from interleaf.server.errors import ApiError
+from interleaf.server.file_store import FileStore
 from interleaf.server.options import ServerOptions
 from interleaf.server.response_store import open_store
+
+if TYPE_CHECKING:
+    from interleaf.server.files_batches import RunningBatch
 
 
 class ServerState:
@@ -25,6 +29,9 @@ class ServerState:
         started: Unix time of the start.
         response_store: of /v1/responses.
         background_responses: those that are being written, by id.
+        files: uploaded files, and batches.
+        batches: those that have not ended, by id.
+        batch_turn: held by the batch that runs.
     """
 
     def __init__(self, engine: Engine, options: ServerOptions) -> None:
@@ -35,6 +42,9 @@ class ServerState:
         self.started = int(time.time())
         self.response_store = open_store(options.response_store)
         self.background_responses: dict[str, asyncio.Task[None]] = {}
+        self.files = FileStore(options.files_dir)
+        self.batches: dict[str, RunningBatch] = {}
+        self.batch_turn = asyncio.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -93,6 +103,7 @@ class ServerState:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.response_store.close()
+        self.files.close()
 
 
 def state_of(request: Request) -> ServerState:

@@ -1,0 +1,100 @@
+"""The flags of `interleaf serve`; what a server does is tested in tests/server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interleaf.cli import serve
+from interleaf.cli.main import main
+from interleaf.server.logs import JsonFormatter
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What would be served."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(serve, "_serve", found.update)
+    monkeypatch.setattr("interleaf.server.logs.configure", lambda *options: found.update(log=options))
+    monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
+    return found
+
+
+def test_flags(served: dict[str, Any]) -> None:
+    main(["serve", "tiny", "--port", "9", "--api-key", "a", "b", "--api-key", "c", "--max-model-len", "64"])
+    assert served["model"] == "tiny" and served["port"] == 9 and served["max_model_len"] == 64
+    options = serve.server_options(served)
+    assert options.api_keys == ("a", "b", "c") and options.served_model_names == ("tiny",)
+    assert options.allowed_origins == () and options.log_requests
+
+
+def test_the_model_is_named_once(run: Run, served: dict[str, Any]) -> None:
+    main(["serve", "--model", "tiny", "--served-model-name", "one", "two", "--disable-access-log"])
+    options = serve.server_options(served)
+    assert options.served_model_names == ("one", "two") and not options.log_requests
+    status, _, told = run("serve", "tiny", "--model", "other")
+    assert status == 1 and "twice" in told
+
+
+@pytest.mark.parametrize("given", [["*"], ['["*"]']])
+def test_origins(served: dict[str, Any], given: list[str]) -> None:
+    main(["serve", "--allowed-origins", *given])
+    assert serve.server_options(served).allowed_origins == ("*",)
+
+
+def test_a_key_from_the_environment(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(serve.KEY_VARIABLE, "secret")
+    main(["serve", "--api-key", "a"])
+    assert serve.server_options(served).api_keys == ("a", "secret")
+
+
+def test_a_configuration_file(served: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "model: tiny\nport: 9000\nserved_model_name: [a, b]\nmax-model-len: 128\nenable-prefix-caching: false\n"
+        "disable-access-log: true\ntrust-request-chat-template: false\nkv-cache-memory-bytes: 64M\n"
+    )
+    main(["serve", "--config", str(path), "--port", "1"])
+    assert served["port"] == 1 and served["model"] == "tiny" and served["max_model_len"] == 128
+    assert served["served_model_name"] == ["a", "b"] and served["enable_prefix_caching"] is False
+    assert served["disable_access_log"] is True and "trust_request_chat_template" not in served
+    assert served["kv_cache_memory_bytes"] == 64 << 20
+    main(["serve", "other", "--config", str(path)])
+    assert served["model"] == "other"
+
+
+@pytest.mark.parametrize("content", ["- a list", "portt: 1", "port: x", "a: [", "1: 2", "log-format: xml"])
+def test_mistakes_in_a_configuration_file(run: Run, served: dict[str, Any], tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    status, _, told = run("serve", "--config", str(tmp_path / "config.yaml"))
+    assert status == 1 and "onfiguration file" in told
+    assert run("serve", "--config", str(tmp_path / "none"))[0] == 1
+
+
+def test_https_needs_both_files(run: Run) -> None:
+    status, _, told = run("serve", "--ssl-keyfile", "x")
+    assert status == 1 and "--ssl-certfile" in told
+
+
+def test_help_is_there_in_a_blink() -> None:
+    code = (
+        "import sys; from interleaf.cli.main import main\ntry: main(['serve', '--help'])\nfinally: print(*sys.modules)"
+    )
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "--shutdown-timeout" in done.stdout
+    assert not {"fastapi", "torch", "transformers", "numpy", "uvicorn"} & set(done.stdout.split())
+
+
+def test_json_logs() -> None:
+    record = logging.LogRecord("interleaf.x", logging.INFO, "f", 1, "a %s \ud800\n", ("b",), None)
+    line = JsonFormatter().format(record)
+    assert "\n" not in line and json.loads(line)["message"] == "a b \\ud800\n" and json.loads(line)["level"] == "INFO"
