@@ -112,10 +112,11 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
         created + WINDOW_SECONDS,
         metadata=body.metadata,
     )
+    response = json_response(batch)
     start(state, batch)
     # A task that is cancelled before it has begun could not write down its end.
     await asyncio.sleep(0)
-    return json_response(batch)
+    return response
 
 
 @router.get("/v1/batches", responses=responses(BatchList))

@@ -49,7 +49,7 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
     """Answer an input, and keep the answer unless `store` is false."""
     job = await Job.of(body, context_of(request))
     if body.background:
-        return json_response(await job.start_in_background())
+        return await job.start_in_background()
     if body.stream:
         return await EventStream.begin(request.receive, job.events())
     return json_response(await until_gone(request.receive, job.response()))
@@ -153,15 +153,16 @@ class Job:
         await self._keep()
         return self.response_object
 
-    async def start_in_background(self) -> ResponseObject:
+    async def start_in_background(self) -> Response:
         """Keep it as queued, and write it behind this request."""
         state, response = self.context.state, self.response_object
         response.status = "queued"
         await self._keep()
+        told = json_response(response)
         state.background_responses[response.id] = state.spawn(self._run_in_background())
         # A task that is cancelled before it has begun could not write down its end.
         await asyncio.sleep(0)
-        return response
+        return told
 
     async def _run_in_background(self) -> None:
         state, response = self.context.state, self.response_object
