@@ -75,13 +75,15 @@ class Connection:
             self._loop.add_reader(descriptor, callback)
         self._socket.connect(address)
         self.send(Hello())
+        # A descriptor tells of changes from emptiness only, which has to be seen once.
+        self._loop.call_soon(self._drain_monitor)
 
     def send(self, message: ToEngine) -> None:
         """Send a message; if the engine is gone, it comes to nothing."""
         if self._socket.closed:
             return
         self._socket.send(wire.encode(message), zmq.NOBLOCK)
-        # The descriptor tells of changes only, and sending may have swallowed one.
+        # Sending may have swallowed what the descriptor was about to tell.
         self._loop.call_soon(self._drain)
 
     async def call(self, utility: str) -> Answer:

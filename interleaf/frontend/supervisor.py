@@ -164,7 +164,7 @@ class Supervisor:
             raise
         self._keeper = asyncio.create_task(self._keep_up(connection), name="interleaf-supervisor")
 
-    async def stop(self, timeout: float = 5.0) -> None:
+    async def stop(self, timeout: float = 2.0) -> None:
         """End the engine if it is ours, else leave it alone. Stopping again does nothing."""
         if self._keeper is not None:
             self._keeper.cancel()
