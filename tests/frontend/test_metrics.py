@@ -1,0 +1,100 @@
+"""What Prometheus reads: names, labels, sums, and counters that never fall."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from interleaf.frontend.metrics import HELP, OLDER_NAMES, EngineMetrics
+from interleaf.messages import SchedulerStats
+from interleaf.observe import RequestStatistics
+from interleaf.outputs import RequestMetrics
+from tests.fake_engine import engine_config
+
+LABELS = {"model_name": "served", "engine": "0"}
+
+
+def samples(metrics: EngineMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """(name, further labels) -> value, read as Prometheus does."""
+    found = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            further = tuple(sorted((key, value) for key, value in sample.labels.items() if key not in LABELS))
+            if sample.name.startswith("vllm:") and sample.name != "vllm:cache_config_info":
+                assert {key: sample.labels[key] for key in LABELS} == LABELS
+            found[sample.name, further] = sample.value
+    return found
+
+
+def test_every_name_of_vllm_is_there() -> None:
+    metrics = EngineMetrics(RequestStatistics(), "served")
+    metrics.engine_started(engine_config())
+    text = metrics.render().decode()
+    for name in [*HELP, *OLDER_NAMES.values()]:
+        assert f"# HELP {name}" in text, name
+    assert "process_resident_memory_bytes" in text
+
+
+def test_what_requests_did_is_summed_up() -> None:
+    statistics = RequestStatistics()
+    metrics = EngineMetrics(statistics, "served")
+    times = RequestMetrics(arrival_time=100.0, scheduled_time=100.25, finished_time=103.0)
+    statistics.note_tokens(times, 1, 101.0)
+    statistics.note_tokens(times, 2, 101.5)
+    statistics.note_tokens(times, 1, 102.5)
+    statistics.note_end(times, "stop", num_prompt_tokens=7, num_generation_tokens=4, n=1, max_tokens=16)
+    found = samples(metrics)
+    sums = {
+        "time_to_first_token_seconds": 1.0,
+        "inter_token_latency_seconds": 1.5,
+        "time_per_output_token_seconds": 1.5,
+        "e2e_request_latency_seconds": 3.0,
+        "request_queue_time_seconds": 0.25,
+        "request_prefill_time_seconds": 0.75,
+        "request_decode_time_seconds": 1.5,
+        "request_inference_time_seconds": 2.25,
+        "request_prompt_tokens": 7.0,
+        "request_generation_tokens": 4.0,
+        "request_params_n": 1.0,
+        "request_params_max_tokens": 16.0,
+    }
+    for name, expected in sums.items():
+        assert found[f"vllm:{name}_sum", ()] == expected, name
+    assert found["vllm:inter_token_latency_seconds_count", ()] == 2
+    assert found["vllm:inter_token_latency_seconds_bucket", (("le", "0.5"),)] == 1
+    assert found["vllm:inter_token_latency_seconds_bucket", (("le", "+Inf"),)] == 2
+    assert found["vllm:request_success_total", (("finished_reason", "stop"),)] == 1
+    assert found["vllm:generation_tokens_total", ()] == 4
+
+
+def test_a_request_that_never_ran_has_no_times_of_computing() -> None:
+    statistics = RequestStatistics()
+    times = RequestMetrics(arrival_time=100.0, finished_time=103.0)
+    statistics.note_end(times, "abort", num_prompt_tokens=7, num_generation_tokens=0, n=1, max_tokens=None)
+    found = samples(EngineMetrics(statistics, "served"))
+    assert found["vllm:e2e_request_latency_seconds_count", ()] == 1
+    assert found["vllm:request_prefill_time_seconds_count", ()] == 0
+
+
+def test_counters_go_on_where_a_dead_engine_left_them_and_gauges_do_not() -> None:
+    metrics = EngineMetrics(RequestStatistics(), "served")
+    metrics.engine_started(engine_config())
+    stats = SchedulerStats(num_running=2, num_blocks=4, num_free_blocks=1, prefix_cache_hits=5, num_preemptions=1)
+    metrics.engine_told(stats)
+    found = samples(metrics)
+    assert found["vllm:num_requests_running", ()] == 2
+    assert found["vllm:kv_cache_usage_perc", ()] == found["vllm:gpu_cache_usage_perc", ()] == 0.75
+    metrics.engine_died()
+    metrics.engine_started(engine_config())
+    metrics.engine_told(SchedulerStats(prefix_cache_hits=3))
+    found = samples(metrics)
+    assert found["vllm:num_requests_running", ()] == 0
+    assert found["vllm:prefix_cache_hits_total", ()] == found["vllm:gpu_prefix_cache_hits_total", ()] == 8
+    assert found["vllm:num_preemptions_total", ()] == 1
+    assert found["interleaf:engine_restarts_total", ()] == 1
+
+
+def test_two_engines_do_not_share_a_registry() -> None:
+    one, two = EngineMetrics(RequestStatistics(), "served"), EngineMetrics(RequestStatistics(), "served")
+    one.engine_told(SchedulerStats(num_running=3))
+    assert samples(one)["vllm:num_requests_running", ()] == 3
+    assert samples(two)["vllm:num_requests_running", ()] == 0
