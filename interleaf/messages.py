@@ -127,7 +127,7 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     """News of one sequence (`index` of its request) since the last message.
 
     `scheduled_time`, in seconds of the monotonic clock (which all processes of a machine share), tells
-    when the sequence was first scheduled; it travels with the sequence's first token, and is 0.0 later.
+    when the sequence was admitted; it travels with the first tokens after that, and is 0.0 else.
     """
 
     request_id: str

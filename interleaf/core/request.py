@@ -75,7 +75,6 @@ class Request:
         block_hashes: of the leading full blocks, as many as were needed so far.
         num_committed_blocks: leading blocks that were offered to the prefix cache.
         num_cached_tokens: prompt tokens that the first admission found in the prefix cache.
-        scheduled_time: of the first admission, in seconds of the monotonic clock.
     """
 
     group: RequestGroup
@@ -92,7 +91,6 @@ class Request:
     num_committed_blocks: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
-    scheduled_time: float = 0.0
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -7,7 +7,6 @@ its total, within a budget of tokens a step. See docs/scheduling.md.
 from __future__ import annotations
 
 import copy
-import time
 from bisect import bisect_left, insort
 from operator import attrgetter
 
@@ -305,7 +304,6 @@ class Scheduler:
             self._fork(request, output)
 
     def _count_first_admission(self, request: Request) -> None:
-        request.scheduled_time = time.monotonic()
         if not request.output_token_ids:
             # What a replay finds cached is not what the caller was told when the request first ran.
             request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
@@ -329,7 +327,6 @@ class Scheduler:
             child.status = RequestStatus.RUNNING
             child.num_computed_tokens = child.num_prompt_tokens
             child.num_cached_tokens = parent.num_cached_tokens
-            child.scheduled_time = parent.scheduled_time
             self._sequences[child.sequence_id] = child
             insort(self._running, child, key=policy_order)
             output.new_requests.append(child.as_new_request(fork_of=parent.sequence_id))
@@ -361,8 +358,6 @@ class Scheduler:
         output = EngineOutput(
             request.group.source.request_id, request.index, new_token_ids, num_cached_tokens=request.num_cached_tokens
         )
-        if len(request.output_token_ids) == len(new_token_ids):
-            output.scheduled_time = request.scheduled_time
         if sequence_id in step_output.logprobs:
             output.logprobs = step_output.logprobs[sequence_id][: len(new_token_ids)]
         if request.index == 0 and request.group.prompt_logprobs is not None:

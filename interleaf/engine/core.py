@@ -43,6 +43,8 @@ class EngineCore:
         self._scheduler = Scheduler(config.scheduler, config.cache)
         self._executor: Executor | None = executor
         self._times = StepTimes()
+        self._admitted: dict[str, float] = {}
+        """Sequence -> when it was admitted, until its next token tells so."""
 
     def add_request(self, request: EngineRequest) -> None:
         """
@@ -77,6 +79,10 @@ class EngineCore:
         """Choose what the next step computes."""
         begin = time.perf_counter()
         scheduled = self._scheduler.schedule()
+        for sequence_id in scheduled.removed_sequence_ids:
+            self._admitted.pop(sequence_id, None)
+        if scheduled.new_requests:
+            self._admitted |= dict.fromkeys((new.sequence_id for new in scheduled.new_requests), time.monotonic())
         self._times.schedule += time.perf_counter() - begin
         return scheduled
 
@@ -92,6 +98,10 @@ class EngineCore:
         """Take in what was computed, and tell the news."""
         begin = time.perf_counter()
         outputs = self._scheduler.update(scheduled, result)
+        if self._admitted:
+            for output in outputs:
+                name = output.request_id if output.index == 0 else f"{output.request_id}.{output.index}"
+                output.scheduled_time = self._admitted.pop(name, 0.0)
         self._times.num_steps += 1
         self._times.update += time.perf_counter() - begin
         return EngineOutputs(outputs, self.stats(), scheduled.step, scheduled.total_num_scheduled_tokens)
