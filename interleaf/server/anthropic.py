@@ -159,6 +159,7 @@ async def _prompt(state: ServerState, body: CountTokensRequest) -> PromptDict:
         "tools": tools or None,
         "add_generation_prompt": not prefilled,
         "continue_final_message": prefilled,
+        "reasoning_effort": body.output_config and body.output_config.effort,
     }
     with_tools = body.tool_choice is None or body.tool_choice.type != "none"
     return await chat_prompt(state, validated(TemplateFields, fields), with_tools)

@@ -1,4 +1,4 @@
-"""The server's log: one handler for this package and for the HTTP library, as text or as JSON."""
+"""The server's log: one handler for this package, the HTTP library and Python's warnings, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import msgspec
 
 PACKAGE = "interleaf"
-HTTP_LIBRARY = "uvicorn"
+OTHERS = ("uvicorn", "py.warnings")
+"""Loggers whose warnings belong to this log as well."""
 FORMATS = ("text", "json")
 
 
@@ -40,10 +41,12 @@ def configure(log_format: str, level: str | None) -> None:
     if log_format == "json":
         for handler in package.handlers:
             handler.setFormatter(JsonFormatter())
-    library = logging.getLogger(HTTP_LIBRARY)
-    library.handlers = list(package.handlers)
-    library.propagate = False
-    library.setLevel(max(logging.WARNING, package.level))
+    logging.captureWarnings(True)
+    for name in OTHERS:
+        other = logging.getLogger(name)
+        other.handlers = list(package.handlers)
+        other.propagate = False
+        other.setLevel(max(logging.WARNING, package.level))
 
 
 def _encodable(text: str) -> str:

@@ -37,7 +37,8 @@ async def ready(request: Request) -> Response:
     return Response()
 
 
-@router.api_route("/ping", methods=["GET", "POST"], responses=responses())
+@router.get("/ping", responses=responses())
+@router.post("/ping", responses=responses())
 async def ping() -> Response:
     """Whether this process answers."""
     return Response()

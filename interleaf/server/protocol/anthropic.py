@@ -58,6 +58,11 @@ class Thinking(ApiModel):
     type: Literal["enabled", "disabled", "adaptive"]
 
 
+class OutputConfig(ApiModel):
+    effort: str | None = None
+    format: dict[str, Any] | None = None
+
+
 class CountTokensRequest(ApiModel):
     model: str | None = None
     messages: Annotated[list[InputMessage], FirstMistake()] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -65,6 +70,7 @@ class CountTokensRequest(ApiModel):
     tools: Annotated[list[ToolDefinition], FirstMistake()] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
     without_effect: ClassVar[dict[str, str]] = {**WITHOUT_EFFECT, "cache_control": "every prefix is cached"}
 
@@ -79,6 +85,8 @@ class CountTokensRequest(ApiModel):
                 raise bad_request(f"Tools of type {tool.type[:100]!r} are not run here.", "tools")
         if self.tool_choice is not None and self.tool_choice.type in ("any", "tool"):
             raise bad_request("tool_choice must be auto or none: the model cannot be made to call a tool.")
+        if self.output_config is not None and self.output_config.format is not None:
+            raise bad_request("output_config must not have a format: structured output is not available.")
         if self.thinking is not None and self.thinking.type == "enabled":
             raise bad_request("thinking is not supported by this model.", "thinking")
 

@@ -20,6 +20,8 @@ MAX_REPORTED_FIELDS = 1000
 
 NOT_SUPPORTED = {
     "audio": "this server makes no audio",
+    "container": "no code is run here",
+    "context_management": "conversations are taken as they are",
     "function_call": "use tool_choice",
     "functions": "use tools",
     "guided_choice": "structured output is not available",
@@ -28,6 +30,7 @@ NOT_SUPPORTED = {
     "guided_regex": "structured output is not available",
     "kv_transfer_params": "caches cannot be handed to other servers",
     "logits_processors": "no code is taken from requests",
+    "mcp_servers": "no tool is run here",
     "moderation": "this server moderates nothing",
     "structured_outputs": "structured output is not available",
     "use_beam_search": "beam search is not available",

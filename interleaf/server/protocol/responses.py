@@ -109,7 +109,6 @@ class ResponseRequest(ApiModel):
             "include": not INCLUDABLE.issuperset(self.include or ()),
             "conversation": bool((self.model_extra or {}).get("conversation")),
             "prompt": bool((self.model_extra or {}).get("prompt")),
-            "context_management": bool((self.model_extra or {}).get("context_management")),
         }
         for name, asked in unsupported.items():
             if asked:

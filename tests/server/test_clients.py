@@ -1,0 +1,217 @@
+"""`interleaf serve` with a tiny model, as the official clients see it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from tests.loader.tiny import tiny_llama
+
+KEY = "secret"
+MODEL = "tiny"
+HI: Any = [{"role": "user", "content": "The quick brown fox"}]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server that runs while this file's tests do, and must end well."""
+    directory = tmp_path_factory.mktemp("server")
+    model = tiny_llama(directory / "model")
+    log = directory / "log"
+    flags = ["--port", "0", "--api-key", KEY, "--served-model-name", MODEL, "--log-format", "json"]
+    flags += ["--kv-cache-memory-bytes", "16M", "--max-num-queued-reqs", "50"]
+    command = [sys.executable, "-m", "interleaf.entrypoints.openai.api_server", "--model", str(model), *flags]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stderr=file)
+    try:
+        yield _address(log, process)
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()
+        assert not [line for line in log.read_text().splitlines() if json.loads(line)["level"] in ("ERROR", "CRITICAL")]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _address(log: Path, process: subprocess.Popen[bytes]) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        for line in log.read_text().splitlines():
+            message = json.loads(line)["message"]
+            if " is served at " in message:
+                return str(message.rpartition(" ")[2])
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+def free_blocks(url: str) -> float:
+    page = httpx.get(url + "/metrics", headers={"x-api-key": KEY}).text
+    [line] = [line for line in page.splitlines() if line.startswith("vllm:kv_cache_usage_perc{")]
+    return 1 - float(line.rpartition(" ")[2])
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    whole = client.completions.create(model=MODEL, prompt="The quick", max_tokens=8, temperature=0, logprobs=2, n=2)
+    assert len(whole.choices) == 2 and whole.choices[0].text == whole.choices[1].text
+    assert whole.usage is not None and whole.usage.completion_tokens == 16
+    stream = client.completions.create(
+        model=MODEL,
+        prompt="The quick",
+        max_tokens=8,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    *chunks, last = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    assert last.usage is not None and last.usage.completion_tokens == 8
+    told = whole.choices[0].logprobs
+    assert told is not None and told.token_logprobs is not None and len(told.token_logprobs) == 8
+    assert "".join(told.tokens or []) == whole.choices[0].text or "\ufffd" in "".join(told.tokens or [])
+
+
+def test_echo_gives_the_prompts_logprobs(client: openai.OpenAI) -> None:
+    whole = client.completions.create(model=MODEL, prompt="The quick brown", max_tokens=0, echo=True, logprobs=1)
+    told = whole.choices[0].logprobs
+    assert whole.choices[0].text == "The quick brown" and told is not None
+    assert told.token_logprobs is not None and told.token_logprobs[0] is None and told.text_offset is not None
+    assert "".join(told.tokens or []) == "The quick brown" and told.text_offset[0] == 0
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(
+        model=MODEL, messages=HI, max_completion_tokens=8, seed=3, logprobs=True, top_logprobs=3
+    )
+    [choice] = whole.choices
+    assert choice.message.role == "assistant" and choice.logprobs is not None
+    assert len(choice.logprobs.content or []) == 8 and len((choice.logprobs.content or [])[0].top_logprobs) == 3
+    assert whole.usage is not None and whole.usage.prompt_tokens_details is not None
+    stream = client.chat.completions.create(model=MODEL, messages=HI, max_completion_tokens=8, seed=3, stream=True)
+    first, *chunks = list(stream)
+    assert first.choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == choice.message.content
+    assert chunks[-1].choices[0].finish_reason == choice.finish_reason == "length"
+    eos: Any = {"logit_bias": {"2": 100}, "max_completion_tokens": 8}
+    with client.chat.completions.stream(model=MODEL, messages=HI, **eos) as events:
+        assert {"chunk"} <= {event.type for event in events}
+        assert events.get_final_completion().choices[0].finish_reason == "stop"
+
+
+def test_prefixes_are_cached(client: openai.OpenAI) -> None:
+    prompt = list(range(100, 200))
+    cached = []
+    for _ in range(2):
+        usage = client.completions.create(model=MODEL, prompt=prompt, max_tokens=1).usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        cached.append(usage.prompt_tokens_details.cached_tokens)
+    assert cached == [0, 96]
+
+
+def test_responses(client: openai.OpenAI) -> None:
+    first = client.responses.create(model=MODEL, input="The dog", max_output_tokens=8, temperature=0)
+    assert first.status == "incomplete" and first.output_text
+    assert client.responses.retrieve(first.id) == first
+    with client.responses.stream(model=MODEL, input="The dog", max_output_tokens=8, temperature=0) as stream:
+        kinds = [event.type for event in stream]
+    assert kinds[0] == "response.created" and kinds[-1] == "response.incomplete"
+    second = client.responses.create(
+        model=MODEL, input="and", previous_response_id=first.id, max_output_tokens=2, temperature=0
+    )
+    assert second.usage is not None and first.usage is not None
+    assert second.usage.input_tokens > first.usage.input_tokens
+    assert len(client.responses.input_items.list(first.id).data) == 1
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+
+
+def test_batches(client: openai.OpenAI) -> None:
+    line = {"method": "POST", "url": "/v1/completions", "body": {"prompt": "The", "max_tokens": 2}}
+    lines = "".join(json.dumps({"custom_id": str(number), **line}) + "\n" for number in range(20))
+    file = client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    deadline = time.monotonic() + 20
+    while batch.status != "completed":
+        assert time.monotonic() < deadline and batch.status not in ("failed", "expired"), batch
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.request_counts is not None and batch.request_counts.completed == 20
+    assert batch.output_file_id is not None
+    assert len(client.files.content(batch.output_file_id).text.splitlines()) == 20
+    assert client.files.list().data and client.batches.list().data
+    assert client.files.delete(file.id).deleted
+
+
+def test_models_and_errors(client: openai.OpenAI, url: str) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.completions.create(model="nope", prompt="x")
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.completions.create(model=MODEL, prompt=[5] * 600)
+    assert too_long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as unknown_token:
+        client.completions.create(model=MODEL, prompt=[400])
+    assert unknown_token.value.type == "invalid_request_error"
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").models.list()
+    with pytest.raises(openai.RateLimitError) as overload:
+        client.completions.create(model=MODEL, prompt=[[5]] * 400, max_tokens=50)
+    assert overload.value.response.headers["retry-after"]
+
+
+def test_anthropic(url: str) -> None:
+    asked: Any = {"max_tokens": 8, "messages": HI, "system": "Be.", "extra_body": {"temperature": 0}}
+    with anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0) as client:
+        whole = client.messages.create(model=MODEL, **asked)
+        assert whole.stop_reason == "max_tokens" and whole.usage.output_tokens == 8
+        with client.messages.stream(model=MODEL, **asked) as stream:
+            text = "".join(stream.text_stream)
+            final = stream.get_final_message()
+        assert text == whole.content[0].text == final.content[0].text  # type: ignore[union-attr]
+        count = client.messages.count_tokens(model=MODEL, messages=HI, system="Be.")
+        assert count.input_tokens == whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
+        with pytest.raises(anthropic.NotFoundError):
+            client.messages.create(model="nope", max_tokens=8, messages=HI)
+
+
+def test_a_client_that_goes_away_frees_its_blocks(client: openai.OpenAI, url: str) -> None:
+    for _ in range(3):
+        stream = client.chat.completions.create(
+            model=MODEL, messages=HI, max_completion_tokens=400, n=8, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        stream.close()
+    deadline = time.monotonic() + 5
+    while free_blocks(url) < 1.0:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_operations(url: str) -> None:
+    with httpx.Client(base_url=url, headers={"x-api-key": KEY}) as client:
+        assert client.get("/health").status_code == client.get("/ready").status_code == 200
+        assert client.get("/is_sleeping").json() == {"is_sleeping": False}
+        assert client.post("/reset_prefix_cache").status_code == 200
+        assert client.get("/docs").status_code == 200
+        schema = client.get("/openapi.json").json()
+        assert "/v1/chat/completions" in schema["paths"]
+        body = {"messages": [{"role": "user", "content": "x" * 100_000}]}
+        assert client.post("/tokenize", json=body).json()["count"] > 10_000
