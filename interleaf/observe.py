@@ -9,7 +9,7 @@ import bisect
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from interleaf.errors import ConfigError
@@ -167,6 +167,8 @@ class RequestStatistics:
         inference_time: both.
         time_to_first_token, latency: since its arrival.
         inter_token_latency: between the messages that bring its tokens.
+        time_per_output_token: of one request's tokens behind its first, on average.
+        longest_generation: tokens of a request's longest sequence.
     """
 
     def __init__(self) -> None:
@@ -183,6 +185,8 @@ class RequestStatistics:
         self.inference_time = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
         self.prompt_tokens = HistogramRecorder(LENGTH_BUCKETS)
         self.generation_tokens = HistogramRecorder(LENGTH_BUCKETS)
+        self.longest_generation = HistogramRecorder(LENGTH_BUCKETS)
+        self.time_per_output_token = HistogramRecorder(TOKEN_LATENCY_BUCKETS)
         self.params_n = HistogramRecorder(N_BUCKETS)
         self.params_max_tokens = HistogramRecorder(LENGTH_BUCKETS)
 
@@ -202,11 +206,11 @@ class RequestStatistics:
         finish_reason: str,
         *,
         num_prompt_tokens: int,
-        num_generation_tokens: int,
-        n: int,
+        generated: Sequence[int],
         max_tokens: int | None,
     ) -> None:
-        """A request has ended, with all its sequences."""
+        """A request has ended; `generated` tells the tokens of each of its sequences."""
+        longest = max(generated)
         self.finished[finish_reason] += 1
         self.latency.observe(times.finished_time - times.arrival_time)
         if times.first_token_time:
@@ -215,9 +219,12 @@ class RequestStatistics:
             self.prefill_time.observe(times.first_token_time - scheduled)
             self.decode_time.observe(times.last_token_time - times.first_token_time)
             self.inference_time.observe(times.last_token_time - scheduled)
+            if longest > 1:
+                self.time_per_output_token.observe((times.last_token_time - times.first_token_time) / (longest - 1))
         self.prompt_tokens.observe(num_prompt_tokens)
-        self.generation_tokens.observe(num_generation_tokens)
-        self.params_n.observe(n)
+        self.generation_tokens.observe(sum(generated))
+        self.longest_generation.observe(longest)
+        self.params_n.observe(len(generated))
         if max_tokens is not None:
             self.params_max_tokens.observe(max_tokens)
 
@@ -238,6 +245,8 @@ class RequestStatistics:
             "vllm:request_inference_time_seconds": self.inference_time,
             "vllm:request_prompt_tokens": self.prompt_tokens,
             "vllm:request_generation_tokens": self.generation_tokens,
+            "vllm:request_max_num_generation_tokens": self.longest_generation,
+            "vllm:request_time_per_output_token_seconds": self.time_per_output_token,
             "vllm:request_params_n": self.params_n,
             "vllm:request_params_max_tokens": self.params_max_tokens,
         }

@@ -46,6 +46,8 @@ HELP = {
     "vllm:request_inference_time_seconds": "From a request's being scheduled to its last token.",
     "vllm:request_prompt_tokens": "Prompt tokens of a request.",
     "vllm:request_generation_tokens": "Generated tokens of a request.",
+    "vllm:request_max_num_generation_tokens": "Generated tokens of a request's longest sequence.",
+    "vllm:request_time_per_output_token_seconds": "Time of a request's tokens behind its first, on average.",
     "vllm:request_params_n": "The parameter n of a request.",
     "vllm:request_params_max_tokens": "The parameter max_tokens of a request.",
     "vllm:cache_config_info": "The KV cache's configuration.",

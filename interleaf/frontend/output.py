@@ -396,7 +396,6 @@ class OutputProcessor:
             state.metrics,
             str(state.sequences[0].finish_reason),
             num_prompt_tokens=len(state.prompt_token_ids),
-            num_generation_tokens=sum(len(sequence.token_ids) for sequence in state.sequences),
-            n=len(state.sequences),
+            generated=[len(sequence.token_ids) for sequence in state.sequences],
             max_tokens=state.max_tokens,
         )

@@ -88,7 +88,8 @@ class EngineProcess:
     def __init__(self, start: wire.EngineStart, module: str) -> None:
         loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = loop.create_future()
-        self._process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE)
+        # -P: the working directory is no place to import from.
+        self._process = subprocess.Popen([sys.executable, "-P", "-m", module], stdin=subprocess.PIPE)
         assert self._process.stdin is not None
         raw = wire.encode(start)
         with contextlib.suppress(BrokenPipeError):
@@ -204,7 +205,10 @@ class Supervisor:
             self._process = EngineProcess(start, self._options.engine_module)
         connection = self.connection = Connection(self.address, self._work.outputs_arrived)
         if self._process is not None:
-            self._process.exited.add_done_callback(lambda exited: _lose_soon(connection, exited.result()))
+            # The last words of a process that has ended may still be on their way.
+            self._process.exited.add_done_callback(
+                lambda exited: connection.lose_after(LAST_WORDS_SECONDS, _how_it_ended(exited.result()))
+            )
         try:
             config = await self._loaded(connection)
         except BaseException:
@@ -235,6 +239,7 @@ class Supervisor:
             finally:
                 if watch is not None:
                     watch.cancel()
+            reason = await self._cause(reason)
             logger.error("%s It is started again.", reason)
             step, computed = read_step_record(self._directory / STEP_RECORD_NAME)
             lived = computed or time.monotonic() - begin > 2 * self._options.hang_timeout
@@ -291,6 +296,13 @@ class Supervisor:
                 self._set_watched()
             await asyncio.sleep(options.quiet_time)
 
+    async def _cause(self, reason: str) -> str:
+        """Why the engine was lost: the process' own end tells it better than the end of its connection."""
+        if self._process is not None:
+            with contextlib.suppress(TimeoutError):
+                return _how_it_ended(await asyncio.wait_for(asyncio.shield(self._process.exited), LAST_WORDS_SECONDS))
+        return reason
+
     async def _clear_away(self, reason: str) -> None:
         """Close the connection, and make sure that the process is gone before another may start."""
         if self.connection is not None:
@@ -315,10 +327,8 @@ def computes_nothing(before: Pong, after: Pong, seconds: float) -> bool:
     return after.step_seconds >= seconds and cpu_seconds < IDLE_CPU_SHARE * seconds
 
 
-def _lose_soon(connection: Connection, status: int) -> None:
-    """The last words of a process that has ended may still be on their way."""
-    how = f"by signal {-status}" if status < 0 else f"with status {status}"
-    connection.lose_after(LAST_WORDS_SECONDS, f"The engine process ended {how}.")
+def _how_it_ended(status: int) -> str:
+    return f"The engine process ended {f'by signal {-status}' if status < 0 else f'with status {status}'}."
 
 
 def _pinned(args: EngineArgs, config: EngineConfig) -> EngineArgs:

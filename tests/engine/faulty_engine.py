@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from interleaf.engine import process, wire
 from interleaf.engine.core import EngineCore, Executor
@@ -13,6 +14,8 @@ from interleaf.errors import ConfigError
 from interleaf.messages import SchedulerOutput, StepOutput
 
 MODULE = "tests.engine.faulty_engine"
+ROOT = str(Path(__file__).parents[2])
+"""What must be in PYTHONPATH for it to be found."""
 
 DEADLY, DEADLY_LATER, HANGING, FAILING = 380, 381, 382, 383
 """Prompt tokens: kill the process as soon as the sequence is computed, at its fifth token; hang; raise."""

@@ -34,6 +34,11 @@ SLOW = SupervisorOptions(engine_module=faulty_engine.MODULE)
 LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
 
 
+@pytest.fixture(autouse=True)
+def faulty_engine_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", faulty_engine.ROOT)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("async-model") / "tiny.gguf"

@@ -41,7 +41,7 @@ def test_what_requests_did_is_summed_up() -> None:
     statistics.note_tokens(times, 1, 101.0)
     statistics.note_tokens(times, 2, 101.5)
     statistics.note_tokens(times, 1, 102.5)
-    statistics.note_end(times, "stop", num_prompt_tokens=7, num_generation_tokens=4, n=1, max_tokens=16)
+    statistics.note_end(times, "stop", num_prompt_tokens=7, generated=[1, 3], max_tokens=16)
     found = samples(metrics)
     sums = {
         "time_to_first_token_seconds": 1.0,
@@ -54,7 +54,9 @@ def test_what_requests_did_is_summed_up() -> None:
         "request_inference_time_seconds": 2.25,
         "request_prompt_tokens": 7.0,
         "request_generation_tokens": 4.0,
-        "request_params_n": 1.0,
+        "request_max_num_generation_tokens": 3.0,
+        "request_time_per_output_token_seconds": 0.75,
+        "request_params_n": 2.0,
         "request_params_max_tokens": 16.0,
     }
     for name, expected in sums.items():
@@ -69,7 +71,7 @@ def test_what_requests_did_is_summed_up() -> None:
 def test_a_request_that_never_ran_has_no_times_of_computing() -> None:
     statistics = RequestStatistics()
     times = RequestMetrics(arrival_time=100.0, finished_time=103.0)
-    statistics.note_end(times, "abort", num_prompt_tokens=7, num_generation_tokens=0, n=1, max_tokens=None)
+    statistics.note_end(times, "abort", num_prompt_tokens=7, generated=[0], max_tokens=None)
     found = samples(EngineMetrics(statistics, "served"))
     assert found["vllm:e2e_request_latency_seconds_count", ()] == 1
     assert found["vllm:request_prefill_time_seconds_count", ()] == 0

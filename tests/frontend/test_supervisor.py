@@ -24,6 +24,11 @@ FAULTY = SupervisorOptions(engine_module=faulty_engine.MODULE)
 HASTY = SupervisorOptions(engine_module=faulty_engine.MODULE, hang_timeout=0.5, quiet_time=0.1, backoff=0.01)
 
 
+@pytest.fixture(autouse=True)
+def faulty_engine_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", faulty_engine.ROOT)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("supervisor-model") / "tiny.gguf"
