@@ -27,14 +27,14 @@ from interleaf.server.protocol.anthropic import (
     TokenCount,
 )
 from interleaf.server.protocol.chat import TemplateFields
-from interleaf.server.routing import JsonRoute, responses
+from interleaf.server.routing import ANTHROPIC_ERROR_SCHEMA, JsonRoute, responses
 from interleaf.server.state import ServerState, state_of
 from interleaf.server.streaming import EventStream, event, json_response, until_gone
 
 router = APIRouter(route_class=JsonRoute, tags=["Anthropic"])
 
 
-@router.post("/v1/messages", responses=responses(MessageResponse, stream=True))
+@router.post("/v1/messages", responses=responses(MessageResponse, stream=True, error_schema=ANTHROPIC_ERROR_SCHEMA))
 async def create_message(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation."""
     job = Job.of(body, context_of(request))
@@ -43,7 +43,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     return json_response(await until_gone(request.receive, job.response()))
 
 
-@router.post("/v1/messages/count_tokens", responses=responses(TokenCount))
+@router.post("/v1/messages/count_tokens", responses=responses(TokenCount, error_schema=ANTHROPIC_ERROR_SCHEMA))
 async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
     """How many tokens a conversation has."""
     body.check_fields()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from starlette.middleware.cors import CORSMiddleware
 
 from interleaf import __version__
@@ -29,11 +29,18 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
         yield
         await state.close()
 
-    app = FastAPI(title="interleaf", version=__version__, root_path=options.root_path, lifespan=lifespan)
+    app = FastAPI(
+        title="interleaf",
+        version=__version__,
+        root_path=options.root_path,
+        lifespan=lifespan,
+        # Endpoints return responses; the document shall not claim JSON where there is none.
+        default_response_class=Response,
+    )
     app.state.server = state
     for family in FAMILIES:
         app.include_router(family.router)
-    install_handlers(app)
+    install_handlers(app, [route for family in FAMILIES for route in family.router.routes])
     app.add_middleware(Edge, state=state)
     if options.allowed_origins:
         app.add_middleware(

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException, RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import BaseRoute, Match
 
 from interleaf.errors import (
     DeadlineExceededError,
@@ -151,14 +152,22 @@ def is_anthropic(path: str) -> bool:
     return path == ANTHROPIC_PREFIX or path.startswith(ANTHROPIC_PREFIX + "/")
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Have the app answer with these errors."""
+def install_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Have the app, which has these routes, answer with these errors."""
 
     async def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, StarletteHTTPException) and error.status_code == 405:
+            error = StarletteHTTPException(405, headers={"Allow": ", ".join(_methods(request, routes))})
         return error_response(error, request.scope["path"].removeprefix(request.scope.get("root_path", "")))
 
     for kind in (StarletteHTTPException, RequestValidationError, InterleafError):
         app.add_exception_handler(kind, handle)
+
+
+def _methods(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
+    """What the request's path takes; the framework names the methods of its first route only."""
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 
 def printable(text: str) -> str:

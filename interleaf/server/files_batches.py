@@ -75,7 +75,7 @@ async def retrieve_file(file_id: str, request: Request) -> Response:
     return json_response(state_of(request).files.file(file_id))
 
 
-@router.get("/v1/files/{file_id}/content", responses=responses())
+@router.get("/v1/files/{file_id}/content", responses=responses(media_type="application/octet-stream"))
 async def file_content(file_id: str, request: Request) -> Response:
     """A file's contents."""
     store = state_of(request).files

@@ -44,24 +44,24 @@ async def ping() -> Response:
     return Response()
 
 
-@router.get("/version", responses=responses())
+@router.get("/version", responses=responses(media_type="application/json"))
 async def version() -> Response:
     return json_response({"version": __version__})
 
 
-@router.get("/load", responses=responses())
+@router.get("/load", responses=responses(media_type="application/json"))
 async def load(request: Request) -> Response:
     """Requests in flight."""
     return json_response({"server_load": state_of(request).in_flight})
 
 
-@router.get("/metrics", responses=responses())
+@router.get("/metrics", responses=responses(media_type="text/plain"))
 async def metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(state_of(request).engine.metrics.render(), media_type=METRICS_TYPE)
 
 
-@router.post("/reset_prefix_cache", responses=responses())
+@router.post("/reset_prefix_cache", responses=responses(media_type="application/json"))
 async def reset_prefix_cache(request: Request) -> Response:
     """Forget all cached prefixes."""
     if not await state_of(request).engine.reset_prefix_cache():
@@ -83,6 +83,6 @@ async def wake_up(request: Request) -> Response:
     return Response()
 
 
-@router.get("/is_sleeping", responses=responses())
+@router.get("/is_sleeping", responses=responses(media_type="application/json"))
 async def is_sleeping(request: Request) -> Response:
     return json_response({"is_sleeping": await state_of(request).engine.is_sleeping()})

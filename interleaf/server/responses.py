@@ -63,7 +63,7 @@ async def retrieve_response(response_id: str, request: Request) -> Response:
     return json_response((await _stored(state_of(request), response_id)).body)
 
 
-@router.delete("/v1/responses/{response_id}", responses=responses())
+@router.delete("/v1/responses/{response_id}", responses=responses(media_type="application/json"))
 async def delete_response(response_id: str, request: Request) -> Response:
     """Forget a response."""
     state = state_of(request)
@@ -87,7 +87,7 @@ async def cancel_response(response_id: str, request: Request) -> Response:
     return json_response((await _stored(state, response_id)).body)
 
 
-@router.get("/v1/responses/{response_id}/input_items", responses=responses())
+@router.get("/v1/responses/{response_id}/input_items", responses=responses(media_type="application/json"))
 async def list_input_items(response_id: str, request: Request) -> Response:
     """What a response answers."""
     items = (await _stored(state_of(request), response_id)).input_items

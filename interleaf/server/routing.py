@@ -30,6 +30,19 @@ ERROR_SCHEMA = {
     },
 }
 
+ANTHROPIC_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+
 
 class JsonRequest(Request):
     """A request whose JSON must be JSON: no NaN, no halves of characters, no endless nesting."""
@@ -53,12 +66,18 @@ class JsonRoute(APIRoute):
         return strict
 
 
-def responses(kind: type[msgspec.Struct] | None = None, stream: bool = False) -> dict[int | str, dict[str, Any]]:
+def responses(
+    kind: type[msgspec.Struct] | None = None,
+    stream: bool = False,
+    media_type: str | None = None,
+    error_schema: dict[str, Any] = ERROR_SCHEMA,
+) -> dict[int | str, dict[str, Any]]:
     """What an endpoint answers, for the OpenAPI document.
 
     Args:
         kind: of the JSON object that it answers with.
         stream: it answers with events as well.
+        media_type: of what it answers with, where that is no object of a kind.
     """
     content: dict[str, Any] = {}
     if kind is not None:
@@ -66,7 +85,9 @@ def responses(kind: type[msgspec.Struct] | None = None, stream: bool = False) ->
         content["application/json"] = {"schema": _resolved(schema, components)}
     if stream:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    error = {"description": "Refused", "content": {"application/json": {"schema": ERROR_SCHEMA}}}
+    if media_type is not None:
+        content[media_type] = {"schema": {}}
+    error = {"description": "Refused", "content": {"application/json": {"schema": error_schema}}}
     return {200: {"description": "Done", "content": content}, "4XX": error, "5XX": error}
 
 
