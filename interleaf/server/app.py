@@ -9,14 +9,24 @@ from fastapi import FastAPI, Response
 from starlette.middleware.cors import CORSMiddleware
 
 from interleaf import __version__
-from interleaf.server import anthropic, chat, completions, files_batches, models, operations, responses, tokenize
+from interleaf.server import (
+    anthropic,
+    chat,
+    completions,
+    files_batches,
+    models,
+    operations,
+    responses,
+    tokenize,
+    web_page,
+)
 from interleaf.server.engine import Engine
 from interleaf.server.errors import install_handlers
 from interleaf.server.middleware import Edge
 from interleaf.server.options import ServerOptions
 from interleaf.server.state import ServerState
 
-FAMILIES = (completions, chat, responses, files_batches, anthropic, models, tokenize, operations)
+FAMILIES = (completions, chat, responses, files_batches, anthropic, models, tokenize, operations, web_page)
 
 
 def create_app(engine: Engine, options: ServerOptions) -> FastAPI:

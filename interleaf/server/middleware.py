@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -68,7 +69,13 @@ class Edge:
         if exchange.path in PROBES:
             return
         if not self._keys.opens(exchange.headers):
-            raise ApiError(401, "A valid API key is needed, sent as Authorization: Bearer KEY.", code="invalid_api_key")
+            raise ApiError(
+                401,
+                "A valid API key is needed, sent as Authorization: Bearer KEY.",
+                code="invalid_api_key",
+                # A browser asks its user for the key, which is sent as a password from then on.
+                headers={"WWW-Authenticate": f'{"Basic" if exchange.path == "/" else "Bearer"} realm="interleaf"'},
+            )
         if self._state.draining and exchange.method == "POST":
             raise ApiError(503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "5"})
 
@@ -84,11 +91,11 @@ class KeyRing:
         self._digests = [_digest(key) for key in keys]
 
     def opens(self, headers: Headers) -> bool:
-        """Whether the request brings one of the keys (as OpenAI's or as Anthropic's clients send it)."""
+        """Whether the request brings one of the keys (as OpenAI's clients, Anthropic's or browsers send it)."""
         if not self._digests:
             return True
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        given = {"bearer": token.strip(), "basic": _password(token)}.get(scheme.lower(), headers.get("x-api-key", ""))
         digest = _digest(given)
         # Every key is compared, so that the time tells neither which one matched nor how far.
         return sum([hmac.compare_digest(digest, known) for known in self._digests]) > 0
@@ -124,6 +131,14 @@ class _Exchange:
             (time.perf_counter() - self._start) * 1000,
             self.request_id,
         )
+
+
+def _password(credentials: str) -> str:
+    """The password of `Basic` authorization, under any name."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _digest(key: str) -> bytes:

@@ -124,6 +124,9 @@ class FakeAsyncEngine:
     async def get_stats(self) -> SchedulerStats:
         return self.client.stats()
 
+    async def block_map(self) -> bytes:
+        return bytes([0, 1, 2, 3])
+
     async def reset_prefix_cache(self) -> bool:
         return self.client.reset_prefix_cache()
 
