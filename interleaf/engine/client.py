@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from interleaf.config import EngineArgs, EngineConfig, free_memory, resolve, resolve_dtype
+from interleaf.config import EngineArgs, EngineConfig, free_memory, resolve, weight_memory
 from interleaf.engine.core import EngineCore, StepTimes
 from interleaf.errors import EngineDeadError, InterleafError
 from interleaf.loader.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ def resolve_config(args: EngineArgs, checkpoint: Checkpoint) -> EngineConfig:
     Raises:
         ConfigError, CheckpointError, InsufficientMemoryError: it cannot start.
     """
-    weight_bytes = checkpoint.weight_bytes(resolve_dtype(args.dtype), dequantize=True)
+    weight_bytes = weight_memory(args, checkpoint.weight_bytes)
     config = resolve(args, checkpoint.name, checkpoint.hf_config, weight_bytes, free_memory())
     check_architecture(config.model.architecture)
     return config

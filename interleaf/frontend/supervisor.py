@@ -211,6 +211,10 @@ class Supervisor:
             )
         try:
             config = await self._loaded(connection)
+        except EngineDeadError as error:
+            cause = await self._cause(str(error))
+            await self._clear_away(cause)
+            raise EngineDeadError(cause) from None
         except BaseException:
             await self._clear_away("The engine did not start.")
             raise

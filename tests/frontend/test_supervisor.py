@@ -19,7 +19,7 @@ from interleaf.messages import Pong
 from tests.engine import faulty_engine
 from tests.loader import tiny
 
-OPTIONS: dict[str, Any] = {"kv_cache_memory_bytes": 1 << 24}
+OPTIONS: dict[str, Any] = {"kv_cache_memory_bytes": 1 << 24, "threads": 1}
 FAULTY = SupervisorOptions(engine_module=faulty_engine.MODULE)
 HASTY = SupervisorOptions(engine_module=faulty_engine.MODULE, hang_timeout=0.5, quiet_time=0.1, backoff=0.01)
 
