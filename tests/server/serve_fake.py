@@ -17,7 +17,7 @@ from tests.server.fake_async_engine import FakeAsyncEngine
 async def main(pause: float, shutdown_timeout: float) -> None:
     engine = FakeAsyncEngine()
     engine.pause = pause
-    engine.client.script = {"hi": "hello there"}
+    engine.client.script = {"hi": "hello there", "u:hi;a:": "hello there"}
     listen = Listen(port=0)
     bound = bind(listen)
     print(bound.getsockname()[1], flush=True)
