@@ -53,13 +53,14 @@ class Connection:
         ready: resolves with the engine's configuration, or with the error that kept it from starting.
         lost: resolves with a reason once the engine is gone.
         last_heard: when the engine last said anything, in seconds of the monotonic clock.
+        last_news: the same of what its loop said, not of answers to pings.
     """
 
     def __init__(self, address: str, on_outputs: Callable[[EngineOutputs], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[EngineConfig] = self._loop.create_future()
         self.lost: asyncio.Future[str] = self._loop.create_future()
-        self.last_heard = time.monotonic()
+        self.last_heard = self.last_news = time.monotonic()
         self._on_outputs = on_outputs
         self._number = 0
         self._replies: dict[int, asyncio.Future[Answer]] = {}
@@ -154,10 +155,14 @@ class Connection:
                 return
             self.last_heard = time.monotonic()
             try:
-                self._take(wire.decode_from_engine(raw))
+                message = wire.decode_from_engine(raw)
             except (msgspec.DecodeError, ValueError):
                 logger.exception("a message of the engine cannot be read")
                 self.lose("The engine sent a message that cannot be read.")
+                return
+            if not isinstance(message, Pong):
+                self.last_news = self.last_heard
+            self._take(message)
 
     def _drain_monitor(self) -> None:
         disconnected = False

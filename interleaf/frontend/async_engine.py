@@ -76,7 +76,12 @@ class _Stream:
         self.error = error
         self._news.set()
 
-    async def outputs(self) -> AsyncGenerator[RequestOutput, None]:
+    async def next_output(self) -> RequestOutput:
+        """Wait for something to tell.
+
+        Raises:
+            InterleafError: what `fail` was given.
+        """
         while True:
             await self._news.wait()
             self._news.clear()
@@ -85,9 +90,7 @@ class _Stream:
             changed, self._changed = self._changed, set()
             output = self.state.output(changed)
             if output is not None:
-                yield output
-                if output.finished:
-                    return
+                return output
 
 
 class AsyncEngine:
@@ -254,7 +257,10 @@ class AsyncEngine:
             left = arrival + deadline - time.monotonic()
             timer = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, internal_id, deadline)
         try:
-            async for output in stream.outputs():
+            finished = False
+            while not finished:
+                output = await stream.next_output()
+                finished = output.finished
                 yield output
         finally:
             if timer is not None:

@@ -372,7 +372,7 @@ class OutputProcessor:
             if output.error is not None:
                 logger.warning("Request %s ended with an error: %s", state.external_id, output.error)
                 followed.errors[request_id] = output.error
-            if state.update(output, self._format_logprobs, now):
+            if self._update(state, output, now, followed):
                 followed.abort_sequence_ids.append(sequence_id(request_id, output.index))
             if output.new_token_ids or output.finished:
                 updated.setdefault(request_id, (state, []))[1].append(output.index)
@@ -383,6 +383,16 @@ class OutputProcessor:
                 del self._states[request_id]
                 self._record(state)
         return followed
+
+    def _update(self, state: RequestState, output: EngineOutput, now: float, followed: FollowedNews) -> bool:
+        """`RequestState.update`; a fault in it is the end of this sequence, and of no other."""
+        try:
+            return state.update(output, self._format_logprobs, now)
+        except Exception:
+            logger.exception("output of request %s could not be processed", state.external_id)
+            followed.errors[output.request_id] = "The output could not be turned into text."
+            state.sequences[output.index].finish_reason = FinishReason.ERROR
+            return not output.finished
 
     def _detokenizer(self, prompt_token_ids: list[int], params: SamplingParams) -> Detokenizer | None:
         if not params.detokenize:

@@ -23,13 +23,11 @@ class _Standing:
     """What is known of one unfinished request.
 
     Fields:
-        sent: whether the engine that runs now was given it.
         num_crashes: deaths in a row at which it was being computed, without progress between.
         num_crashes_ever: without that condition.
         distance: tokens that it must bring to have got further than at the last death.
     """
 
-    sent: bool = False
     num_crashes: int = 0
     num_crashes_ever: int = 0
     distance: int = 0
@@ -44,22 +42,25 @@ class Recovery:
 
     def __init__(self) -> None:
         self._standings: dict[str, _Standing] = {}
+        self._unsent: dict[str, None] = {}
+        """Requests that the engine that runs now was not given, in order."""
         self._num_suspects = 0
 
     def add(self, request_id: str) -> None:
         """A new request, which `next_to_send` will give out."""
         self._standings[request_id] = _Standing()
+        self._unsent[request_id] = None
 
     def remove(self, request_id: str) -> None:
         """A request has ended."""
         standing = self._standings.pop(request_id, None)
+        self._unsent.pop(request_id, None)
         if standing is not None and standing.suspect:
             self._num_suspects -= 1
 
     def was_sent(self, request_id: str) -> bool:
         """Whether the engine that runs now knows the request."""
-        standing = self._standings.get(request_id)
-        return standing is not None and standing.sent
+        return request_id in self._standings and request_id not in self._unsent
 
     @property
     def holds_back(self) -> bool:
@@ -69,13 +70,13 @@ class Recovery:
     def next_to_send(self) -> list[str]:
         """Requests to send now; they count as sent."""
         if not self._num_suspects:
-            chosen = [request_id for request_id, standing in self._standings.items() if not standing.sent]
-        elif any(standing.suspect and standing.sent for standing in self._standings.values()):
-            return []
+            chosen = list(self._unsent)
+        elif any(standing.suspect and name not in self._unsent for name, standing in self._standings.items()):
+            chosen = []
         else:
-            chosen = [max(self._standings, key=lambda request_id: self._standings[request_id].num_crashes)]
+            chosen = [max(self._standings, key=lambda name: self._standings[name].num_crashes)]
         for request_id in chosen:
-            self._standings[request_id].sent = True
+            del self._unsent[request_id]
         return chosen
 
     def progressed(self, request_id: str, num_tokens: int) -> None:
@@ -105,7 +106,6 @@ class Recovery:
             standing.num_crashes_ever += 1
             standing.distance = max(1, num_lost_steps)
             self._num_suspects += standing.num_crashes == CRASHES_TO_SUSPECT
-        for standing in self._standings.values():
-            standing.sent = False
+        self._unsent = dict.fromkeys(self._standings)
         alone = len(charged) == 1 and self._standings[charged[0]].suspect
         return charged[0] if alone else None

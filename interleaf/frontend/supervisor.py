@@ -202,7 +202,10 @@ class Supervisor:
             record = self._directory / STEP_RECORD_NAME
             record.unlink(missing_ok=True)
             start = wire.EngineStart(self._args, self.address, str(record))
-            self._process = EngineProcess(start, self._options.engine_module)
+            try:
+                self._process = EngineProcess(start, self._options.engine_module)
+            except OSError as error:
+                raise EngineDeadError(f"The engine process cannot be started ({error.strerror}).") from None
         connection = self.connection = Connection(self.address, self._work.outputs_arrived)
         if self._process is not None:
             # The last words of a process that has ended may still be on their way.
@@ -234,6 +237,14 @@ class Supervisor:
             connection.send(Ping(0))
 
     async def _keep_up(self, connection: Connection) -> None:
+        try:
+            await self._restart_for_ever(connection)
+        except Exception:
+            # Rather tell everybody than let them wait for an engine that nobody will start.
+            logger.exception("the engine's supervisor failed")
+            self._work.engine_given_up(EngineDeadError("The engine's supervisor failed: see its log."))
+
+    async def _restart_for_ever(self, connection: Connection) -> None:
         failures = 0
         while True:
             begin = time.monotonic()
@@ -278,7 +289,7 @@ class Supervisor:
         idle_seconds = 0.0
         while True:
             await self._watched.wait()
-            quiet = time.monotonic() - connection.last_heard
+            quiet = time.monotonic() - connection.last_news
             if quiet < options.quiet_time and not self._suspicious:
                 last, idle_seconds = None, 0.0
                 await asyncio.sleep(options.quiet_time - quiet)

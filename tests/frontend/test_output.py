@@ -321,3 +321,21 @@ def test_an_unfinished_character_counts_to_the_token_that_finishes_it() -> None:
     assert only(step(processor, news("a"))[0]).text == ""
     completion = only(step(processor, news("b"))[0])
     assert (completion.text, completion.token_ids, completion.stop_reason) == ("", [98], "a")
+
+
+def test_a_fault_in_one_request_is_not_the_end_of_another() -> None:
+    class Failing(FakeDetokenizer):
+        def append(self, token_ids: list[int]) -> str:
+            if token_ids == [ord("!")]:
+                raise IndexError("a bug")
+            return super().append(token_ids)
+
+    made = Processor(engine_config(), FakeTokenizer(), {})
+    processor = OutputProcessor(FakeTokenizer(), Failing)
+    for prompt in ("p", "q"):
+        processor.add(made.process(RequestInput(prompt, SamplingParams(max_tokens=None))))
+    result = processor.follow(EngineOutputs([EngineOutput("0", 0, [ord("!")]), EngineOutput("1", 0, [ord("a")])]))
+    assert result.errors.keys() == {"0"} and result.abort_sequence_ids == ["0"]
+    state, _ = result.updated["0"]
+    assert state.finished and only(state.output([0])).finish_reason == "error"
+    assert only(result.updated["1"][0].output([0])).text == "a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from interleaf import LLM, AsyncEngine, RequestOutput, RequestOutputKind, SamplingParams
-from interleaf.errors import ConfigError, EngineDeadError, EngineRestartingError, RequestFailedError
+from interleaf.errors import ConfigError, EngineDeadError, EngineError, EngineRestartingError, RequestFailedError
 from interleaf.frontend.supervisor import SupervisorOptions, computes_nothing
 from interleaf.messages import Pong
 from tests.engine import faulty_engine
@@ -184,12 +185,22 @@ def test_an_idle_engine_that_stopped_is_replaced_once_somebody_asks(model: str) 
     run(main())
 
 
+async def probe(engine: AsyncEngine) -> None:
+    """Ask for its health all the time, which must not pass for news."""
+    while True:
+        with contextlib.suppress(EngineError):
+            await engine.check_health(10.0)
+        await asyncio.sleep(0.02)
+
+
 def test_a_step_that_computes_nothing_is_a_hang(model: str) -> None:
     async def main() -> None:
         async with engine_of(model, HASTY) as engine:
             innocent = asyncio.create_task(run_one(engine, *work(2)[1]))
+            probing = asyncio.create_task(probe(engine))
             with pytest.raises(RequestFailedError, match="given up"):
                 await run_one(engine, [faulty_engine.HANGING], SamplingParams(seed=1))
+            probing.cancel()
             assert len((await innocent)[0][0][1]) == 61
 
     run(main())
