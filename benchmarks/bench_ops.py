@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import interleaf._native as _native
 from interleaf.config import usable_cores
 from interleaf.host_tensor import HostTensor
-from interleaf.ops import AttentionShape, ModelInput, SamplingInput, StepSize
+from interleaf.ops import AttentionShape, Graph, ModelInput, SamplingInput, StepSize
 from interleaf.ops.cpu import Buffer, CpuOps
 
 LINEAR_SHAPES = {
@@ -34,6 +34,9 @@ LINEAR_SHAPES = {
     "qwen3-0.6b gate_up": (6144, 1024),
     "llama-3.2-1b down": (2048, 8192),
 }
+WEIGHT_BYTES = {None: 2.0, "int8": 1.0, "int4": 0.625}
+"""Bytes a weight takes, scales included."""
+
 COPIES = 24
 """Weights and caches rotate through this many copies, so that they come from memory as in a whole model."""
 
@@ -63,7 +66,9 @@ def inputs_for(max_tokens: int, sequences: int, blocks: int) -> ModelInput:
 
 def random_weight(n: int, k: int) -> HostTensor:
     values = np.random.default_rng(0).normal(0, 0.02, (n, k)).astype(np.float32)
-    return HostTensor("bfloat16", (n, k), np.ascontiguousarray(values.view(np.uint16)[..., 1::2]).view(np.uint8).reshape(-1))
+    return HostTensor(
+        "bfloat16", (n, k), np.ascontiguousarray(values.view(np.uint16)[..., 1::2]).view(np.uint8).reshape(-1)
+    )
 
 
 def random_activation(ops: CpuOps, width: int, dtype: _native.DType) -> Buffer:
@@ -84,7 +89,7 @@ def _native_bytes(buffer: Buffer) -> np.ndarray:
 def bench_linear(args: argparse.Namespace, probe: float) -> None:
     print(f"{'linear':24} {'rows':>5} {'µs':>9} {'GFLOP/s':>9} {'GB/s':>7} {'of probe':>8}")
     for name, (n, k) in LINEAR_SHAPES.items():
-        ops = CpuOps(args.dtype, args.threads, max(args.rows), 64, 1000)
+        ops = CpuOps(args.dtype, args.threads, max(args.rows), 64, 1000, args.quantization)
         copies = max(1, min(COPIES, (600 << 20) // (n * k * 2)))
         weights = [ops.linear_weight([random_weight(n, k)]) for _ in range(copies)]
         x, inputs = random_activation(ops, k, ops.dtype), inputs_for(1, 1, 1)
@@ -97,7 +102,7 @@ def bench_linear(args: argparse.Namespace, probe: float) -> None:
         graph = ops.graph(forward, inputs, logits=False)
         for rows in args.rows:
             seconds = median_seconds(lambda g=graph, r=rows: g.run(StepSize(r, 1, 0))) / copies
-            rate = n * k * 2 / seconds / 1e9
+            rate = n * k * WEIGHT_BYTES[args.quantization] / seconds / 1e9
             print(
                 f"{name:24} {rows:5} {seconds * 1e6:9.1f} {rows * n * k * 2 / seconds / 1e9:9.1f} {rate:7.1f} "
                 f"{rate / probe:8.0%}"
@@ -120,30 +125,36 @@ def bench_attention(args: argparse.Namespace, probe: float) -> None:
     print(f"{'attention':28} {'µs':>9} {'GFLOP/s':>9} {'GB/s':>7} {'of probe':>8}")
     for name, shape, step in ATTENTION_CASES:
         tokens = sum(count for _, count in step)
-        blocks = max(-(-(before + count) // 16) for before, count in step)
-        ops, inputs = CpuOps(args.dtype, args.threads, tokens, 64, 1000), inputs_for(tokens, len(step), blocks)
-        order = np.random.default_rng(0).permutation(len(step) * blocks).astype(np.int32)
-        inputs.block_tables[:] = order.reshape(len(step), blocks)
-        inputs.query_start[1:] = np.cumsum([count for _, count in step])
-        inputs.context_lengths[:] = [before + count for before, count in step]
-        caches = [ops.new_cache(len(order), 16, shape.num_kv_heads, shape.head_dim) for _ in range(COPIES)]
-        q = random_activation(ops, shape.num_heads * shape.head_dim, ops.dtype)
-        for cache in caches:
-            for memory in (cache.keys, cache.values):
-                _fill(memory)
-
-        def forward(ops: CpuOps = ops, q: Buffer = q, shape: AttentionShape = shape, caches: list = caches) -> Buffer:
-            for cache in caches:
-                y = ops.attention(q, shape, cache, inputs)
-            return y
-
-        graph = ops.graph(forward, inputs, logits=False)
-        seconds = median_seconds(lambda g=graph, t=tokens, s=step: g.run(StepSize(t, len(s), 0))) / COPIES
+        graph, copies = attention_graph(args, shape, step)
+        seconds = median_seconds(lambda g=graph, t=tokens, s=step: g.run(StepSize(t, len(s), 0))) / copies
         pairs = sum(count * before + count * (count + 1) / 2 for before, count in step)
         flops = 4 * pairs * shape.num_heads * shape.head_dim
         size = 4 * sum(before + count for before, count in step) * shape.num_kv_heads * shape.head_dim
         rate = size / seconds / 1e9
         print(f"{name:28} {seconds * 1e6:9.1f} {flops / seconds / 1e9:9.1f} {rate:7.1f} {rate / probe:8.0%}")
+
+
+def attention_graph(args: argparse.Namespace, shape: AttentionShape, step: list[tuple[int, int]]) -> tuple[Graph, int]:
+    """Attention over as many caches as come from memory rather than from a cache; returns how many."""
+    tokens = sum(count for _, count in step)
+    blocks = max(-(-(before + count) // 16) for before, count in step)
+    ops, inputs = CpuOps(args.dtype, args.threads, tokens, 64, 1000), inputs_for(tokens, len(step), blocks)
+    order = np.random.default_rng(0).permutation(len(step) * blocks).astype(np.int32)
+    inputs.block_tables[:] = order.reshape(len(step), blocks)
+    inputs.query_start[1:] = np.cumsum([count for _, count in step])
+    inputs.context_lengths[:] = [before + count for before, count in step]
+    caches = [ops.new_cache(len(order), 16, shape.num_kv_heads, shape.head_dim) for _ in range(COPIES)]
+    q = random_activation(ops, shape.num_heads * shape.head_dim, ops.dtype)
+    for cache in caches:
+        _fill(cache.keys)
+        _fill(cache.values)
+
+    def forward() -> Buffer:
+        for cache in caches:
+            y = ops.attention(q, shape, cache, inputs)
+        return y
+
+    return ops.graph(forward, inputs, logits=False), COPIES
 
 
 def _fill(memory: _native.Memory) -> None:
@@ -187,6 +198,7 @@ def main() -> None:
     parser.add_argument("ops", nargs="*", choices=[*BENCHMARKS, []], help="which; all by default")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--quantization", choices=["int8", "int4"], help="of linear's weights")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 256, 2048])
     args = parser.parse_args()
     runtime = _native.Runtime(args.threads, _native.usable_levels()[-1])

@@ -26,13 +26,83 @@ T* at(Address address) {
 }
 
 using interleaf::DType;
+using interleaf::Format;
 using interleaf::Program;
 using interleaf::Rows;
 using interleaf::Runtime;
 
-void bind_program(nb::module_& module) {
-  nb::class_<Program>(module, "Program", "A recorded forward pass.")
-      .def(nb::init<>())
+// A quantized weight as Python keeps it: where its parts lie and what shape it has.
+struct QuantizedTable {
+  Address values, scales, compensation, group_scales, group_minima;
+  int n, k;
+  Format format;
+
+  interleaf::LinearQuantizedArgs args() const {
+    interleaf::LinearQuantizedArgs args = {};
+    args.weight = at<uint8_t>(values);
+    args.scales = at<float>(scales);
+    args.compensation = at<int32_t>(compensation);
+    args.group_scales = at<uint16_t>(group_scales);
+    args.group_minima = at<uint16_t>(group_minima);
+    args.n = n;
+    args.k_padded = interleaf::quantized_depth(k, format);
+    args.groups = format == Format::kInt8 ? 1 : args.k_padded / interleaf::kGroupSize;
+    args.format = format;
+    return args;
+  }
+};
+
+void bind_quantized(nb::module_& module, nb::class_<Program>& program) {
+  nb::class_<QuantizedTable>(module, "QuantizedTable", "Addresses of a quantized weight's parts.")
+      .def(
+          "__init__",
+          [](QuantizedTable* self, Address values, Address scales, Address compensation, Address group_scales,
+             Address group_minima, int n, int k, Format format) {
+            new (self) QuantizedTable{values, scales, compensation, group_scales, group_minima, n, k, format};
+          },
+          nb::kw_only(), "values"_a, "scales"_a, "compensation"_a, "group_scales"_a, "group_minima"_a, "n"_a, "k"_a,
+          "format"_a)
+      .def_prop_ro("k_padded", [](const QuantizedTable& self) { return self.args().k_padded; })
+      .def_prop_ro("groups", [](const QuantizedTable& self) { return self.args().groups; });
+  program.def(
+      "quantize",
+      [](Program& self, Rows rows, Address x, Address y, Address scales, Address sums, const QuantizedTable& table,
+         DType x_type) {
+        const interleaf::LinearQuantizedArgs shape = table.args();
+        self.add<&interleaf::KernelTable::quantize>(
+            "quantize", rows,
+            interleaf::QuantizeArgs{at<void>(x), at<uint8_t>(y), at<float>(scales), at<int32_t>(sums), table.k,
+                                    shape.k_padded, shape.groups, x_type, table.format});
+      },
+      nb::kw_only(), "rows"_a, "x"_a, "y"_a, "scales"_a, "sums"_a, "table"_a, "x_type"_a);
+  program.def(
+      "linear_quantized",
+      [](Program& self, Rows rows, Address x, Address x_scales, Address x_sums, const QuantizedTable& table, Address bias,
+         Address y, DType y_type, interleaf::Epilogue epilogue) {
+        interleaf::LinearQuantizedArgs args = table.args();
+        args.x = at<uint8_t>(x);
+        args.x_scales = at<float>(x_scales);
+        args.x_sums = at<int32_t>(x_sums);
+        args.bias = at<float>(bias);
+        args.y = at<void>(y);
+        args.y_type = y_type;
+        args.epilogue = epilogue;
+        self.add<&interleaf::KernelTable::linear_quantized>("linear_quantized", rows, args);
+      },
+      nb::kw_only(), "rows"_a, "x"_a, "x_scales"_a, "x_sums"_a, "table"_a, "bias"_a, "y"_a, "y_type"_a, "epilogue"_a);
+  program.def(
+      "embedding_quantized",
+      [](Program& self, Address ids, const QuantizedTable& table, Address y) {
+        self.add<&interleaf::KernelTable::embedding_quantized>(
+            "embedding_quantized", Rows::kTokens,
+            interleaf::EmbeddingQuantizedArgs{at<int32_t>(ids), table.args(), at<float>(y), table.k});
+      },
+      nb::kw_only(), "ids"_a, "table"_a, "y"_a);
+}
+
+nb::class_<Program> bind_program(nb::module_& module) {
+  nb::class_<Program> bound(module, "Program", "A recorded forward pass.");
+  bound.def(nb::init<>())
       .def("__len__", &Program::size)
       .def("names",
            [](const Program& program) {
@@ -95,6 +165,14 @@ void bind_program(nb::module_& module) {
           nb::kw_only(), "q"_a, "y"_a, "k_cache"_a, "v_cache"_a, "block_tables"_a, "block_table_stride"_a,
           "sequence_rows"_a, "query_start"_a, "context_lengths"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a,
           "block_size"_a, "window"_a, "scale"_a, "type"_a);
+  return bound;
+}
+
+std::vector<interleaf::SourceTensor> source_tensors(
+    const std::vector<std::tuple<Address, std::string, int, size_t>>& sources) {
+  std::vector<interleaf::SourceTensor> tensors;
+  for (const auto& [data, dtype, rows, row_bytes] : sources) tensors.push_back({at<uint8_t>(data), dtype, rows, row_bytes});
+  return tensors;
 }
 
 void bind_runtime(nb::module_& module) {
@@ -158,14 +236,24 @@ void bind_runtime(nb::module_& module) {
           "pack_linear",
           [](Runtime& self, const std::vector<std::tuple<Address, std::string, int, size_t>>& sources, int k, DType type,
              bool interleaved, Address destination) {
-            std::vector<interleaf::SourceTensor> tensors;
-            for (const auto& [data, dtype, rows, row_bytes] : sources)
-              tensors.push_back({at<uint8_t>(data), dtype, rows, row_bytes});
+            const std::vector<interleaf::SourceTensor> tensors = source_tensors(sources);
             nb::gil_scoped_release released;
             interleaf::pack_linear(tensors, k, type, interleaved, at<void>(destination), self.team());
           },
           nb::kw_only(), "sources"_a, "k"_a, "type"_a, "interleaved"_a, "destination"_a,
-          "Sources are (address, dtype, rows, bytes a row).");
+          "Sources are (address, dtype, rows, bytes a row).")
+      .def(
+          "pack_quantized",
+          [](Runtime& self, const std::vector<std::tuple<Address, std::string, int, size_t>>& sources, int k, Format format,
+             bool interleaved, const QuantizedTable& to) {
+            const std::vector<interleaf::SourceTensor> tensors = source_tensors(sources);
+            nb::gil_scoped_release released;
+            interleaf::pack_quantized(tensors, k, format, interleaved,
+                                      {at<uint8_t>(to.values), at<float>(to.scales), at<int32_t>(to.compensation),
+                                       at<uint16_t>(to.group_scales), at<uint16_t>(to.group_minima)},
+                                      self.team());
+          },
+          nb::kw_only(), "sources"_a, "k"_a, "format"_a, "interleaved"_a, "to"_a);
 }
 
 }  // namespace
@@ -184,8 +272,18 @@ NB_MODULE(_native, module) {
       .def(nb::init<size_t>(), "bytes"_a)
       .def_prop_ro("address", [](const interleaf::Memory& memory) { return reinterpret_cast<Address>(memory.data()); })
       .def_prop_ro("bytes", &interleaf::Memory::bytes);
-  bind_program(module);
+  nb::enum_<Format>(module, "Format")
+      .value("INT8", Format::kInt8)
+      .value("GROUP4", Format::kGroup4)
+      .value("GROUP4_MIN", Format::kGroup4Min)
+      .value("GROUP8", Format::kGroup8)
+      .value("GROUP8_MIN", Format::kGroup8Min);
+  nb::class_<Program> program = bind_program(module);
+  bind_quantized(module, program);
   bind_runtime(module);
+  module.def("quantized_bytes", &interleaf::quantized_bytes, "n"_a, "k"_a, "format"_a, "interleaved"_a);
+  module.def("padded_columns", &interleaf::padded_columns, "n"_a, "interleaved"_a);
+  module.def("format_of", &interleaf::format_of, "dtype"_a, "The format that holds a GGUF type in its own precision.");
   module.def("usable_levels", [] {
     std::vector<std::string> names;
     for (interleaf::Level level : interleaf::usable_levels()) names.emplace_back(interleaf::level_name(level));

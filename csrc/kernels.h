@@ -11,6 +11,16 @@ namespace interleaf {
 
 enum class DType : int32_t { kF32 = 0, kBf16 = 1 };
 
+// How a weight is stored. kInt8: s8 with a scale a column. The others: 4 or 8 unsigned bits, with a float16 scale for
+// every 32 values of a column: weight = scale * (value - zero), zero being 8 or 128; the Min formats have a float16
+// minimum as well: weight = scale * value + minimum.
+enum class Format : int32_t { kInt8 = 0, kGroup4 = 1, kGroup4Min = 2, kGroup8 = 3, kGroup8Min = 4 };
+constexpr bool has_nibbles(Format format) { return format == Format::kGroup4 || format == Format::kGroup4Min; }
+constexpr bool has_minimum(Format format) { return format == Format::kGroup4Min || format == Format::kGroup8Min; }
+constexpr int zero_of(Format format) { return format == Format::kGroup4 ? 8 : format == Format::kGroup8 ? 128 : 0; }
+constexpr int kGroupSize = 32;
+constexpr int kInt8Depth = 64;  // k of int8 weights is padded to this, the depth of a tile
+
 constexpr int kPanelColumns = 32;   // columns of a weight that lie together
 constexpr int kKeyGroup = 16;       // keys whose scores fill one register
 constexpr int kAttentionChunk = 256;  // keys of one softmax: cuts lie at multiples of this in every sequence
@@ -36,6 +46,37 @@ struct LinearArgs {
   Epilogue epilogue;
 };
 
+// Activations in 8 bits. For kInt8 one scale a row: value = round(x / scale) + 128, unsigned. For the others one scale
+// for 32 values, signed, with the sum of each group's values.
+struct QuantizeArgs {
+  const void* x;    // [rows, K], x_type
+  uint8_t* y;       // [rows, k_padded]
+  float* scales;    // [rows, groups]
+  int32_t* sums;    // [rows, groups]; unused for kInt8
+  int32_t k, k_padded, groups;
+  DType x_type;
+  Format format;
+};
+
+// linear() on quantized weights and activations. Sums of products are exact integers (a group's, or a row's); groups are
+// added in ascending order.
+struct LinearQuantizedArgs {
+  const uint8_t* x;
+  const float* x_scales;
+  const int32_t* x_sums;
+  const uint8_t* weight;  // 8 bits: [N/32][K/4][32][4]; 4 bits: [N/32][K/8][2][64], low nibbles k 0-3, high 4-7
+  const float* scales;    // kInt8: [N]
+  const int32_t* compensation;   // kInt8: [N], 128 * sum of the column
+  const uint16_t* group_scales;  // the others: float16 [N/32][K/32][32]
+  const uint16_t* group_minima;  // the Min formats: the same
+  const float* bias;
+  void* y;
+  int32_t n, k_padded, groups;
+  DType y_type;
+  Epilogue epilogue;
+  Format format;
+};
+
 // y = x / sqrt(mean(x^2) + eps) * weight. (Zhang & Sennrich 2019.) Row i reads row row_index[i] when given.
 struct RmsNormArgs {
   const float* x;  // [rows, width]
@@ -54,6 +95,14 @@ struct EmbeddingArgs {
   float* y;  // [T, width]
   int32_t width;
   DType table_type;
+};
+
+// The same of a quantized table.
+struct EmbeddingQuantizedArgs {
+  const int32_t* ids;
+  LinearQuantizedArgs table;  // its weight, scales, minima, k_padded, groups and format
+  float* y;
+  int32_t width;
 };
 
 // Splits qkv into heads, normalizes q and k (where weights are given), rotates them, writes q to `q` and k and v
@@ -121,9 +170,13 @@ struct LogprobsArgs {
 };
 
 struct KernelTable {
+  float (*read_all)(const float* data, size_t count);  // a plain read, for measuring memory
   void (*linear)(const LinearArgs&, int rows, const Worker&);
+  void (*quantize)(const QuantizeArgs&, int rows, const Worker&);
+  void (*linear_quantized)(const LinearQuantizedArgs&, int rows, const Worker&);
   void (*rms_norm)(const RmsNormArgs&, int rows, const Worker&);
   void (*embedding)(const EmbeddingArgs&, int rows, const Worker&);
+  void (*embedding_quantized)(const EmbeddingQuantizedArgs&, int rows, const Worker&);
   void (*rotary_cache)(const RotaryCacheArgs&, int rows, const Worker&);
   void (*attention)(const AttentionArgs&, int num_sequences, const Worker&);
   void (*sample)(const SampleArgs&, int rows, const Worker&);

@@ -34,24 +34,8 @@ float half_to_float(uint16_t half) {
   return result;
 }
 
-int num_panels(int n, bool interleaved) {
-  const int columns = interleaved ? (n / 2 + 15) / 16 * 32 : n;
-  return (columns + kPanelColumns - 1) / kPanelColumns;
-}
-
 size_t panel_values(int k, DType type) {
   return size_t{kPanelColumns} * static_cast<size_t>(type == DType::kBf16 ? (k + 1) / 2 * 2 : k);
-}
-
-// The source row of a panel's column, or -1 for padding.
-int row_of(int panel, int column, int n, bool interleaved) {
-  if (!interleaved) {
-    const int row = panel * kPanelColumns + column;
-    return row < n ? row : -1;
-  }
-  const int within = panel * 16 + column % 16;
-  if (within >= n / 2) return -1;
-  return column < 16 ? within : n / 2 + within;
 }
 
 // Writes 32 rows of k floats as one panel, side by side.
@@ -74,6 +58,23 @@ void write_panel(const float* rows, int k, uint16_t* out) {
 
 }  // namespace
 
+int padded_columns(int n, bool interleaved) {
+  const int columns = interleaved ? (n / 2 + 15) / 16 * 32 : n;
+  return (columns + kPanelColumns - 1) / kPanelColumns * kPanelColumns;
+}
+
+SourceRow source_row(const std::vector<SourceTensor>& sources, int panel, int column, int n, bool interleaved) {
+  int row = panel * kPanelColumns + column;
+  if (interleaved) {
+    const int within = panel * 16 + column % 16;
+    row = within >= n / 2 ? n : column < 16 ? within : n / 2 + within;
+  }
+  if (row >= n) return {nullptr, nullptr};
+  const SourceTensor* source = sources.data();
+  for (; row >= source->rows; ++source) row -= source->rows;
+  return {source, source->data + source->row_bytes * static_cast<size_t>(row)};
+}
+
 bool decode(const std::string& dtype, const uint8_t* data, size_t count, float* destination) {
   if (dtype == "float32") {
     std::memcpy(destination, data, 4 * count);
@@ -95,14 +96,14 @@ bool decode(const std::string& dtype, const uint8_t* data, size_t count, float* 
 }
 
 size_t packed_bytes(int n, int k, DType type, bool interleaved) {
-  return panel_values(k, type) * static_cast<size_t>(num_panels(n, interleaved)) * (type == DType::kBf16 ? 2 : 4);
+  return panel_values(k, type) * static_cast<size_t>(padded_columns(n, interleaved) / kPanelColumns) * (type == DType::kBf16 ? 2 : 4);
 }
 
 void pack_linear(const std::vector<SourceTensor>& sources, int k, DType type, bool interleaved, void* destination,
                  ThreadTeam& team) {
   int n = 0;
   for (const SourceTensor& source : sources) n += source.rows;
-  const int panels = num_panels(n, interleaved);
+  const int panels = padded_columns(n, interleaved) / kPanelColumns;
   std::atomic<int> next{0};
   std::atomic<bool> unknown{false};
   team.run([&](int) {
@@ -110,15 +111,12 @@ void pack_linear(const std::vector<SourceTensor>& sources, int k, DType type, bo
     for (int panel; (panel = next++) < panels && !unknown;) {
       for (int column = 0; column < kPanelColumns; ++column) {
         float* values = rows.data() + static_cast<size_t>(column) * k;
-        int row = row_of(panel, column, n, interleaved);
-        if (row < 0) {
+        const SourceRow row = source_row(sources, panel, column, n, interleaved);
+        if (!row.data) {
           std::memset(values, 0, sizeof(float) * static_cast<size_t>(k));
-          continue;
+        } else if (!decode(row.tensor->dtype, row.data, static_cast<size_t>(k), values)) {
+          unknown = true;
         }
-        const SourceTensor* source = sources.data();
-        for (; row >= source->rows; ++source) row -= source->rows;
-        const uint8_t* data = source->data + source->row_bytes * static_cast<size_t>(row);
-        if (!decode(source->dtype, data, static_cast<size_t>(k), values)) unknown = true;
       }
       const size_t base = panel_values(k, type) * static_cast<size_t>(panel);
       if (type == DType::kF32) {

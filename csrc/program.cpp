@@ -29,23 +29,22 @@ Runtime::Runtime(int num_threads, Level level, size_t scratch_bytes)
       scratch_(scratch_bytes_ * static_cast<size_t>(team_.size())) {}
 
 double Runtime::read_probe(size_t bytes) {
-  const size_t words = bytes / sizeof(uint64_t), threads = static_cast<size_t>(team_.size());
+  const size_t count = bytes / sizeof(float), threads = static_cast<size_t>(team_.size());
   Memory memory(bytes);
-  uint64_t* data = static_cast<uint64_t*>(memory.data());
-  std::vector<uint64_t> sums(threads);
-  const auto pass = [&](auto visit) {
-    team_.run([&](int thread) {
-      const size_t t = static_cast<size_t>(thread);
-      visit(words * t / threads, words * (t + 1) / threads, sums[t]);
-    });
+  float* data = static_cast<float*>(memory.data());
+  std::vector<float> sums(threads);
+  const auto part = [&](int thread) {
+    const size_t t = static_cast<size_t>(thread);
+    return std::pair(data + count * t / threads, count * (t + 1) / threads - count * t / threads);
   };
-  pass([&](size_t begin, size_t end, uint64_t&) { std::memset(data + begin, 1, (end - begin) * sizeof(uint64_t)); });
+  team_.run([&](int thread) {
+    const auto [begin, size] = part(thread);
+    std::fill_n(begin, size, 1.0f);
+  });
   const auto start = std::chrono::steady_clock::now();
-  pass([&](size_t begin, size_t end, uint64_t& sum) {
-    uint64_t lanes[32] = {};
-    for (size_t i = begin; i + 32 <= end; i += 32)
-      for (size_t lane = 0; lane < 32; ++lane) lanes[lane] += data[i + lane];
-    for (uint64_t lane : lanes) sum += lane;
+  team_.run([&](int thread) {
+    const auto [begin, size] = part(thread);
+    sums[static_cast<size_t>(thread)] = table_.read_all(begin, size);
   });
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   return static_cast<double>(bytes) / seconds.count() * 1e-9;

@@ -32,6 +32,19 @@ INTERLEAF_INLINE float to_float(bf16 value) {
 }
 INTERLEAF_INLINE float to_float(float value) { return value; }
 
+INTERLEAF_INLINE float half_to_float(uint16_t half) {
+  const uint32_t sign = uint32_t{half & 0x8000u} << 16, magnitude = half & 0x7fffu;
+  uint32_t bits = magnitude >= 0x7c00 ? 0x7f800000u | ((magnitude & 0x3ffu) << 13) : (magnitude << 13) + 0x38000000u;
+  if (magnitude < 0x400) {
+    const float tiny = static_cast<float>(magnitude) * 0x1p-24f;
+    std::memcpy(&bits, &tiny, 4);
+  }
+  bits |= sign;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+
 // Round to nearest, ties to even; NaN stays NaN.
 INTERLEAF_INLINE bf16 to_bf16(float value) {
   uint32_t bits;

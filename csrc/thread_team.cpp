@@ -18,16 +18,16 @@ inline void relax() {
 #endif
 }
 
-// Spins while `done()` is false, and lets other processes run when the wait gets long: the thread that
-// is waited for may have lost its core to one of them.
-template <typename Done>
-void spin_until(Done done) {
-  for (int turn = 0; !done(); ++turn) {
+constexpr std::chrono::microseconds kSpinMicroseconds{60};
+
+// Returns the first value of `word` other than `old`: spins for a while, then sleeps until somebody notifies.
+uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpinMicroseconds;
+  for (int turn = 1;; ++turn) {
+    const uint32_t value = word.load(std::memory_order_acquire);
+    if (value != old) return value;
     relax();
-    if (turn >= 20000) {
-      std::this_thread::yield();
-      turn = 0;
-    }
+    if (turn % 64 == 0 && std::chrono::steady_clock::now() > deadline) word.wait(old, std::memory_order_acquire);
   }
 }
 
@@ -53,7 +53,8 @@ void ThreadTeam::run(Job job, void* context) {
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   job(context, 0);
-  spin_until([&] { return num_done_.load(std::memory_order_acquire) == num_threads_ - 1; });
+  for (uint32_t done = num_done_.load(std::memory_order_acquire); done != static_cast<uint32_t>(num_threads_ - 1);)
+    done = wait_for_change(num_done_, done);
 }
 
 void ThreadTeam::barrier() {
@@ -62,23 +63,20 @@ void ThreadTeam::barrier() {
   if (num_at_barrier_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
     num_at_barrier_.store(0, std::memory_order_relaxed);
     barrier_generation_.store(generation + 1, std::memory_order_release);
+    barrier_generation_.notify_all();
     return;
   }
-  spin_until([&] { return barrier_generation_.load(std::memory_order_acquire) != generation; });
+  wait_for_change(barrier_generation_, generation);
 }
 
 void ThreadTeam::helper_loop(int thread) {
   uint32_t seen = 0;
   for (;;) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(kSpinMicroseconds);
-    for (int turn = 1; generation_.load(std::memory_order_acquire) == seen; ++turn) {
-      relax();
-      if (turn % 64 == 0 && std::chrono::steady_clock::now() > deadline) generation_.wait(seen, std::memory_order_acquire);
-    }
-    seen = generation_.load(std::memory_order_acquire);
+    seen = wait_for_change(generation_, seen);
     if (stopping_) return;
     job_(context_, thread);
     num_done_.fetch_add(1, std::memory_order_acq_rel);
+    num_done_.notify_one();
   }
 }
 

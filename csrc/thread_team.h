@@ -1,7 +1,8 @@
 // A fixed team of threads that run one job together, with the caller as thread 0.
 //
-// Dispatch and join cost well under a microsecond while the helpers still spin for the next job; after
-// `kSpinMicroseconds` without one they sleep on a futex (through std::atomic::wait) and cost nothing.
+// Dispatch, join and barrier cost well under a microsecond while threads spin for one another. Whoever has waited for
+// `kSpinMicroseconds` sleeps on a futex (through std::atomic::wait): an idle team costs nothing, and when another process
+// has taken the core of the thread that is waited for, the sleeper's core is free for it.
 #pragma once
 
 #include <atomic>
@@ -40,14 +41,12 @@ class ThreadTeam {
  private:
   void helper_loop(int thread);
 
-  static constexpr int kSpinMicroseconds = 100;
-
   const int num_threads_;
   std::mutex caller_;
   Job job_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int> num_done_{0};
+  alignas(64) std::atomic<uint32_t> num_done_{0};
   alignas(64) std::atomic<int> num_at_barrier_{0};
   alignas(64) std::atomic<uint32_t> barrier_generation_{0};
   std::atomic<bool> stopping_{false};

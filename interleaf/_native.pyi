@@ -32,6 +32,17 @@ class Memory:
     @property
     def bytes(self) -> int: ...
 
+class Format(enum.Enum):
+    INT8 = 0
+
+    GROUP4 = 1
+
+    GROUP4_MIN = 2
+
+    GROUP8 = 3
+
+    GROUP8_MIN = 4
+
 class Program:
     """A recorded forward pass."""
 
@@ -51,6 +62,23 @@ class Program:
 
     def attention(self, *, q: int, y: int, k_cache: int, v_cache: int, block_tables: int, block_table_stride: int, sequence_rows: int, query_start: int, context_lengths: int, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int, scale: float, type: DType) -> None: ...
 
+    def quantize(self, *, rows: Rows, x: int, y: int, scales: int, sums: int, table: QuantizedTable, x_type: DType) -> None: ...
+
+    def linear_quantized(self, *, rows: Rows, x: int, x_scales: int, x_sums: int, table: QuantizedTable, bias: int, y: int, y_type: DType, epilogue: Epilogue) -> None: ...
+
+    def embedding_quantized(self, *, ids: int, table: QuantizedTable, y: int) -> None: ...
+
+class QuantizedTable:
+    """Addresses of a quantized weight's parts."""
+
+    def __init__(self, *, values: int, scales: int, compensation: int, group_scales: int, group_minima: int, n: int, k: int, format: Format) -> None: ...
+
+    @property
+    def k_padded(self) -> int: ...
+
+    @property
+    def groups(self) -> int: ...
+
 class Runtime:
     """The team of threads and the kernels of one instruction level."""
 
@@ -68,12 +96,24 @@ class Runtime:
     def profile(self, program: Program, num_tokens: int, num_logits: int, num_sequences: int) -> list[int]:
         """Returns the nanoseconds of each op."""
 
+    def read_probe(self, bytes: int) -> float:
+        """Gigabytes a second of a plain read of so much memory by all threads."""
+
     def sample(self, *, logits: int, temperatures: int, top_k: int, top_p: int, min_p: int, seeds: int, positions: int, tokens: int, vocab_size: int, rows: int) -> None: ...
 
     def logprobs(self, *, logits: int, rows: int, tokens: int, num_top: int, chosen_logprobs: int, chosen_ranks: int, top_tokens: int, top_logprobs: int, top_stride: int, vocab_size: int, count: int) -> None: ...
 
     def pack_linear(self, *, sources: Sequence[tuple[int, str, int, int]], k: int, type: DType, interleaved: bool, destination: int) -> None:
         """Sources are (address, dtype, rows, bytes a row)."""
+
+    def pack_quantized(self, *, sources: Sequence[tuple[int, str, int, int]], k: int, format: Format, interleaved: bool, to: QuantizedTable) -> None: ...
+
+def quantized_bytes(n: int, k: int, format: Format, interleaved: bool) -> int: ...
+
+def padded_columns(n: int, interleaved: bool) -> int: ...
+
+def format_of(dtype: str) -> Format:
+    """The format that holds a GGUF type in its own precision."""
 
 def usable_levels() -> list[str]: ...
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,14 @@ BUILTIN_MODEL = "smollm2-135m-instruct"
 """The model used when none is named; see `interleaf.loader.builtin`."""
 
 DTYPES = {"auto": "bfloat16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
+QUANTIZATIONS = ("int8", "int4", "gguf")
+QUANTIZED_SHARE = {"int8": 0.54, "int4": 0.33}
+"""Memory of weights quantized at load, scales included, by that of bfloat16."""
+
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+MAX_HEAD_DIM = 1024
+"""Values of an attention head: the kernels keep one in a buffer of this size."""
+
 BLOCK_MULTIPLE = 16
 """Block sizes are multiples of this: one 512-bit register holds the scores of 16 keys."""
 
@@ -58,6 +65,8 @@ class EngineArgs:
         model: a directory in Hugging Face layout, a .gguf file, a hub name, or a built-in name.
         tokenizer: the same choices; None takes the model's own.
         dtype: "auto" (bfloat16), "bfloat16" or "float32": of the arithmetic and the KV cache.
+        quantization: of the linear weights: None computes on the weights in `dtype` (a quantized GGUF file is
+            dequantized), "int8" and "int4" quantize when loading, "gguf" runs a GGUF file in its own precision.
         max_model_len: longest context in tokens, prompt and output together.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens computed in one step.
@@ -76,6 +85,7 @@ class EngineArgs:
     model: str | None = None
     tokenizer: str | None = None
     dtype: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -163,6 +173,7 @@ class EngineConfig:
     threads: int
     seed: int
     max_logprobs: int
+    quantization: str | None = None
 
 
 def resolve(
@@ -207,6 +218,7 @@ def resolve(
             policy="priority" if args.scheduling_policy == "priority" else "fcfs",
         ),
         dtype=dtype,
+        quantization=args.quantization,
         threads=args.threads or usable_cores(),
         seed=args.seed if args.seed is not None else int.from_bytes(os.urandom(7), "little"),
         max_logprobs=args.max_logprobs,
@@ -220,6 +232,13 @@ def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
     """
     padded_head = -(-model.head_dim // 16) * 16
     return 2 * model.num_layers * model.num_kv_heads * padded_head * DTYPE_BYTES[dtype]
+
+
+def weight_memory(args: EngineArgs, stored_bytes: Callable[..., int]) -> int:
+    """Bytes that the weights will take; `stored_bytes(dtype, dequantize)` is `Checkpoint.weight_bytes`."""
+    if args.quantization in QUANTIZED_SHARE:
+        return int(stored_bytes("bfloat16", dequantize=True) * QUANTIZED_SHARE[args.quantization])
+    return stored_bytes(resolve_dtype(args.dtype), dequantize=args.quantization != "gguf")
 
 
 def usable_cores() -> int:
@@ -268,7 +287,7 @@ def parse_model_config(hf: Mapping[str, Any]) -> ModelConfig:
     num_heads = _size(hf, "num_attention_heads")
     num_kv_heads = _size(hf, "num_key_value_heads", num_heads)
     head_dim = _size(hf, "head_dim", hidden_size // num_heads)
-    if num_heads % num_kv_heads or head_dim % 2:
+    if num_heads % num_kv_heads or head_dim % 2 or head_dim > MAX_HEAD_DIM:
         raise CorruptCheckpointError(
             f"The checkpoint's config.json is inconsistent: {num_heads} attention heads, "
             f"{num_kv_heads} key-value heads, {head_dim} values a head."
@@ -346,6 +365,8 @@ def _check_limits(args: EngineArgs) -> None:
             raise ConfigError(f"{name} must be an integer{bound}, not {value!r}.")
     if args.block_size % BLOCK_MULTIPLE:
         raise ConfigError(f"block_size must be a multiple of {BLOCK_MULTIPLE}, not {args.block_size!r}.")
+    if args.quantization is not None and args.quantization not in QUANTIZATIONS:
+        raise ConfigError(f"quantization must be {', '.join(QUANTIZATIONS)} or none, not {args.quantization!r}.")
     if args.scheduling_policy not in ("fcfs", "priority"):
         raise ConfigError(f"scheduling_policy must be fcfs or priority, not {args.scheduling_policy!r}.")
 

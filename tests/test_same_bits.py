@@ -134,7 +134,17 @@ def test_n_sequences_are_n_requests_with_the_derived_seeds(model: Path, options:
             assert len({tuple(tokens) for tokens, _ in together}) > 1
 
 
-def test_same_bits_on_a_fresh_engine_with_the_real_model(builtin_gguf: Path) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_same_bits_with_quantized_weights(model: Path, quantization: str) -> None:
+    work = requests(16)
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, quantization=quantization) as llm:
+        alone = [run(llm, [request])[0] for request in work]
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, quantization=quantization, max_num_batched_tokens=50) as llm:
+        assert run(llm, work) == alone
+
+
+@pytest.mark.parametrize("quantization", [None, "gguf"])
+def test_same_bits_on_a_fresh_engine_with_the_real_model(builtin_gguf: Path, quantization: str | None) -> None:
     work = [
         (
             prompt,
@@ -142,7 +152,7 @@ def test_same_bits_on_a_fresh_engine_with_the_real_model(builtin_gguf: Path) -> 
         )
         for prompt, params in requests(12, 49000)
     ]
-    with LLM(kv_cache_memory_bytes=1 << 28) as llm:
+    with LLM(kv_cache_memory_bytes=1 << 28, quantization=quantization) as llm:
         alone = [run(llm, [request])[0] for request in work]
-    with LLM(kv_cache_memory_bytes=1 << 28, max_num_batched_tokens=64) as llm:
+    with LLM(kv_cache_memory_bytes=1 << 28, quantization=quantization, max_num_batched_tokens=64) as llm:
         assert run(llm, work) == alone

@@ -147,6 +147,13 @@ void embedding_rows(const EmbeddingArgs& args, Range rows) {
 
 }  // namespace
 
+float read_all(const float* data, size_t count) {
+  F32x16 sums[4] = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
+  for (size_t i = 0; i + 4 * kLanes <= count; i += 4 * kLanes)
+    for (int lane = 0; lane < 4; ++lane) sums[lane] = sums[lane] + load(data + i + static_cast<size_t>(lane * kLanes));
+  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 void rms_norm(const RmsNormArgs& args, int rows, const Worker& worker) {
   const Range part = part_of(rows, worker);
   if (args.y_type == DType::kF32) {

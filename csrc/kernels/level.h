@@ -6,9 +6,13 @@
 
 namespace interleaf::INTERLEAF_LEVEL {
 
+float read_all(const float* data, size_t count);
 void linear(const LinearArgs&, int rows, const Worker&);
+void quantize(const QuantizeArgs&, int rows, const Worker&);
+void linear_quantized(const LinearQuantizedArgs&, int rows, const Worker&);
 void rms_norm(const RmsNormArgs&, int rows, const Worker&);
 void embedding(const EmbeddingArgs&, int rows, const Worker&);
+void embedding_quantized(const EmbeddingQuantizedArgs&, int rows, const Worker&);
 void rotary_cache(const RotaryCacheArgs&, int rows, const Worker&);
 void attention(const AttentionArgs&, int num_sequences, const Worker&);
 void sample(const SampleArgs&, int rows, const Worker&);

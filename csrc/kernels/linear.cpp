@@ -1,5 +1,5 @@
+#include "epilogue.h"
 #include "product.h"
-
 #include "tiles.h"
 
 namespace interleaf::INTERLEAF_LEVEL {
@@ -8,42 +8,6 @@ namespace {
 
 // Activations of this many bytes stay in the second-level cache while all panels pass over them.
 constexpr int kActivationBytes = 1024 << 10;
-
-template <typename Y>
-INTERLEAF_INLINE void finish_column_group(const LinearArgs& args, Y* y, F32x16 sum, int column) {
-  const int count = lower(kLanes, args.n - column);
-  if (count <= 0) return;
-  if (args.bias) sum = sum + load_partial(args.bias + column, count);
-  if (args.epilogue == Epilogue::kAdd) sum = sum + load_partial(y + column, count);
-  if (count == kLanes) {
-    store(y + column, sum);
-  } else {
-    store_partial(y + column, sum, count);
-  }
-}
-
-// Writes one row's 32 sums of a panel.
-template <typename Y>
-INTERLEAF_INLINE void finish(const LinearArgs& args, int row, int panel, F32x16 low, F32x16 high) {
-  if (args.epilogue == Epilogue::kSiluMul) {
-    const int width = args.n / 2, column = panel * kLanes;
-    Y* y = static_cast<Y*>(args.y) + static_cast<ptrdiff_t>(row) * width + column;
-    if (args.bias) {
-      low = low + load(args.bias + panel * kPanelColumns);
-      high = high + load(args.bias + panel * kPanelColumns + kLanes);
-    }
-    const F32x16 gated = silu(low) * high;
-    if (column + kLanes <= width) {
-      store(y, gated);
-    } else {
-      store_partial(y, gated, width - column);
-    }
-    return;
-  }
-  Y* y = static_cast<Y*>(args.y) + static_cast<ptrdiff_t>(row) * args.n;
-  finish_column_group(args, y, low, panel * kPanelColumns);
-  finish_column_group(args, y, high, panel * kPanelColumns + kLanes);
-}
 
 template <typename A, typename B>
 INTERLEAF_INLINE size_t panel_values(int k) {
@@ -82,8 +46,7 @@ INTERLEAF_INLINE const Operand<X>* operand_rows(const X* x, size_t count, char* 
 
 template <typename X, typename B, typename Y>
 void linear_typed(const LinearArgs& args, int rows, const Worker& worker) {
-  const int padded = args.epilogue == Epilogue::kSiluMul ? round_up(args.n / 2, kLanes) * 2 : args.n;
-  const Range panels = part_of((padded + kPanelColumns - 1) / kPanelColumns, worker);
+  const Range panels = part_of(num_panels(args), worker);
   const int row_bytes = args.k * static_cast<int>(sizeof(Operand<X>));
   const int step = higher(1, lower(kActivationBytes / row_bytes, 384) / kMaxRows) * kMaxRows;
   for (int first = 0; first < rows; first += step) {
@@ -111,8 +74,7 @@ INTERLEAF_INLINE void finish_block(const LinearArgs& args, const PendingBlock& b
 // before it is finished: the two use different units.
 template <typename Y>
 void linear_tiles(const LinearArgs& args, int rows, const Worker& worker) {
-  const int padded = args.epilogue == Epilogue::kSiluMul ? round_up(args.n / 2, kLanes) * 2 : args.n;
-  const Range panels = part_of((padded + kPanelColumns - 1) / kPanelColumns, worker);
+  const Range panels = part_of(num_panels(args), worker);
   const int row_step = higher(1, lower(kActivationBytes / (args.k * 2), 512) / kBlockRows) * kBlockRows;
   float* sums[2] = {reinterpret_cast<float*>(worker.scratch),
                     reinterpret_cast<float*>(worker.scratch) + kBlockRows * kPanelColumns};

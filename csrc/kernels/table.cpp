@@ -3,6 +3,9 @@
 namespace interleaf::INTERLEAF_LEVEL {
 
 extern const KernelTable kTable;
-const KernelTable kTable = {linear, rms_norm, embedding, rotary_cache, attention, sample, logprobs};
+const KernelTable kTable = {read_all,  linear,    quantize,
+                            linear_quantized,    rms_norm,  embedding,
+                            embedding_quantized, rotary_cache, attention,
+                            sample,    logprobs};
 
 }  // namespace interleaf::INTERLEAF_LEVEL

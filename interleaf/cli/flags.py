@@ -12,7 +12,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from interleaf.config import DTYPES, EngineArgs
+from interleaf.config import DTYPES, QUANTIZATIONS, EngineArgs
 from interleaf.params import SamplingParams
 
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -54,6 +54,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--revision", help="branch, tag or commit of a hub model")
     add("--chat-template", help="Jinja text, a file with it, or the name of one of the model's templates")
     add("--dtype", choices=list(DTYPES), help="of the arithmetic and the KV cache")
+    add("--quantization", choices=QUANTIZATIONS, help="of the weights; gguf: as the file has them")
     add("--max-model-len", type=int, help="longest context in tokens, prompt and output together")
     add("--max-num-seqs", type=int, help="sequences that run at once")
     add("--max-num-batched-tokens", type=int, help="tokens computed in one step")

@@ -7,13 +7,14 @@ from interleaf.ops import Array, LinearWeight, ModelInput, Ops
 
 
 def stacked(
-    ops: Ops, weights: Weights, parts: dict[str, int], k: int, bias: bool, interleaved: bool = False
+    ops: Ops, weights: Weights, parts: dict[str, int], k: int, bias: bool, interleaved: bool = False, head: bool = False
 ) -> LinearWeight:
     """One weight of several projections of the same input: name -> number of outputs."""
     return ops.linear_weight(
         [weights.take(f"{name}.weight", n, k) for name, n in parts.items()],
         [weights.take(f"{name}.bias", n) for name, n in parts.items()] if bias else (),
         interleaved,
+        head,
     )
 
 
@@ -37,7 +38,7 @@ class Embedding:
 
     def __init__(self, ops: Ops, weights: Weights, name: str, vocab_size: int, hidden_size: int) -> None:
         self.ops = ops
-        self.table = stacked(ops, weights, {name: vocab_size}, hidden_size, bias=False)
+        self.table = stacked(ops, weights, {name: vocab_size}, hidden_size, bias=False, head=True)
 
     def __call__(self, inputs: ModelInput) -> Array:
         return self.ops.embedding(inputs, self.table)

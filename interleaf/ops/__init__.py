@@ -107,9 +107,17 @@ class Ops(Protocol):
     """What a platform implements."""
 
     def linear_weight(
-        self, sources: Sequence[HostTensor], biases: Sequence[HostTensor] = (), interleaved: bool = False
+        self,
+        sources: Sequence[HostTensor],
+        biases: Sequence[HostTensor] = (),
+        interleaved: bool = False,
+        head: bool = False,
     ) -> LinearWeight:
-        """Stack weights [n_i, k] (and biases [n_i]) into one. `interleaved`: a gate and an up projection."""
+        """Stack weights [n_i, k] (and biases [n_i]) into one.
+
+        `interleaved`: a gate and an up projection. `head`: the word table or output head, which suffers most when it is
+        quantized.
+        """
 
     def vector(self, source: HostTensor) -> Array:
         """A norm's weight, as float32."""

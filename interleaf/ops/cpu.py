@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 import interleaf._native as _native
-from interleaf.host_tensor import HostTensor
+from interleaf.errors import ConfigError
+from interleaf.host_tensor import BLOCK_TYPES, HostTensor
 from interleaf.ops import AttentionShape, LogprobsOutput, ModelInput, SamplingInput, StepSize
 
 LEVEL_VARIABLE = "INTERLEAF_ISA"
@@ -27,8 +28,16 @@ _VALUE_BYTES = {_native.DType.float32: 4, _native.DType.bfloat16: 2}
 
 
 def instruction_level() -> str:
-    """The level in use: the best this machine has, unless the environment forces one."""
-    return os.environ.get(LEVEL_VARIABLE) or _native.usable_levels()[-1]
+    """The level in use: the best this machine has, unless the environment forces one.
+
+    Raises:
+        ConfigError: the environment names a level that this machine does not have.
+    """
+    levels = _native.usable_levels()
+    level = os.environ.get(LEVEL_VARIABLE) or levels[-1]
+    if level not in levels:
+        raise ConfigError(f"{LEVEL_VARIABLE} is {level!r}, but this machine has {', '.join(levels)}.")
+    return level
 
 
 def address_of(array: np.ndarray) -> int:
@@ -66,17 +75,14 @@ class Arena:
         return sum(memory.bytes for memory in self._owned)
 
 
-class Buffer:
-    """One activation: rows of `width` values. Its memory returns to the arena with it."""
+class Scratch:
+    """Memory of the arena, which returns there with this object."""
 
-    __slots__ = ("_arena", "dtype", "memory", "rows", "width")
+    __slots__ = ("_arena", "memory")
 
-    def __init__(self, arena: Arena, rows: _native.Rows, max_rows: int, width: int, dtype: _native.DType) -> None:
+    def __init__(self, arena: Arena, num_bytes: int) -> None:
         self._arena = arena
-        self.rows = rows
-        self.width = width
-        self.dtype = dtype
-        self.memory = arena.take(max_rows * width * _VALUE_BYTES[dtype] + _ALIGNMENT)
+        self.memory = arena.take(num_bytes + _ALIGNMENT)
 
     @property
     def address(self) -> int:
@@ -84,6 +90,18 @@ class Buffer:
 
     def __del__(self) -> None:
         self._arena.give_back(self.memory)
+
+
+class Buffer(Scratch):
+    """One activation: rows of `width` values."""
+
+    __slots__ = ("dtype", "rows", "width")
+
+    def __init__(self, arena: Arena, rows: _native.Rows, max_rows: int, width: int, dtype: _native.DType) -> None:
+        super().__init__(arena, max_rows * width * _VALUE_BYTES[dtype])
+        self.rows = rows
+        self.width = width
+        self.dtype = dtype
 
 
 @dataclass(slots=True)
@@ -99,6 +117,24 @@ class CpuLinear:
     @property
     def bias_address(self) -> int:
         return 0 if self.bias is None else address_of(self.bias)
+
+
+@dataclass(slots=True)
+class CpuQuantized:
+    """A quantized weight: its parts and the table that tells the kernels where they are."""
+
+    table: _native.QuantizedTable
+    parts: dict[str, _native.Memory]
+    n: int
+    k: int
+    bias: np.ndarray | None
+
+    @property
+    def bias_address(self) -> int:
+        return 0 if self.bias is None else address_of(self.bias)
+
+
+AnyLinear = CpuLinear | CpuQuantized
 
 
 @dataclass(slots=True)
@@ -144,12 +180,22 @@ class CpuOps:
         threads: of the team.
         max_tokens, max_logits: rows that buffers are made for.
         vocab_size: sizes the sampler's working memory.
+        quantization: of linear weights: None, "int8", "int4", or "gguf" for what the file has.
     """
 
-    def __init__(self, dtype: str, threads: int, max_tokens: int, max_logits: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        dtype: str,
+        threads: int,
+        max_tokens: int,
+        max_logits: int,
+        vocab_size: int,
+        quantization: str | None = None,
+    ) -> None:
         self.dtype = _native.DType.float32 if dtype == "float32" else _native.DType.bfloat16
         self.runtime = _native.Runtime(threads, instruction_level(), 24 * vocab_size)
         self.kernel_nanoseconds = 0
+        self._quantization = quantization
         self._max_rows = {_native.Rows.TOKENS: max_tokens, _native.Rows.LOGITS: max_logits}
         self._arena = Arena()
         self.program = _native.Program()
@@ -157,25 +203,62 @@ class CpuOps:
     # Weights and caches
 
     def linear_weight(
-        self, sources: Sequence[HostTensor], biases: Sequence[HostTensor] = (), interleaved: bool = False
-    ) -> CpuLinear:
+        self,
+        sources: Sequence[HostTensor],
+        biases: Sequence[HostTensor] = (),
+        interleaved: bool = False,
+        head: bool = False,
+    ) -> AnyLinear:
         n, k = sum(source.shape[0] for source in sources), sources[0].shape[1]
+        bias = _stack_biases([self.vector(bias) for bias in biases], interleaved) if biases else None
+        rows = [
+            (address_of(source.data), source.dtype, source.shape[0], source.data.nbytes // source.shape[0])
+            for source in sources
+        ]
+        format = self._format_of(sources, head)
+        if format is not None:
+            return self._quantized_weight(rows, n, k, format, interleaved, bias)
         # A float32 checkpoint keeps its bits in float32 arithmetic; all else is exact, or rounded once, in bf16.
         wide = self.dtype == _native.DType.float32 and any(source.dtype in ("float32", "float16") for source in sources)
         dtype = _native.DType.float32 if wide else _native.DType.bfloat16
         memory = _native.Memory(_native.packed_bytes(n, k, dtype, interleaved))
-        self.runtime.pack_linear(
-            sources=[
-                (address_of(source.data), source.dtype, source.shape[0], source.data.nbytes // source.shape[0])
-                for source in sources
-            ],
-            k=k,
-            type=dtype,
-            interleaved=interleaved,
-            destination=memory.address,
-        )
-        bias = _stack_biases([self.vector(bias) for bias in biases], interleaved) if biases else None
+        self.runtime.pack_linear(sources=rows, k=k, type=dtype, interleaved=interleaved, destination=memory.address)
         return CpuLinear(memory, n, k, dtype, bias)
+
+    def _format_of(self, sources: Sequence[HostTensor], head: bool) -> _native.Format | None:
+        """How a weight of these sources is to be stored; None is as floats."""
+        if self._quantization == "int8":
+            return _native.Format.GROUP8 if head else _native.Format.INT8
+        if self._quantization == "int4":
+            return _native.Format.GROUP4_MIN
+        if self._quantization is None or not all(source.dtype in BLOCK_TYPES for source in sources):
+            return None
+        formats = {_native.format_of(source.dtype) for source in sources}
+        # Weights that are stored together in different types share the format that holds any of them closely.
+        return formats.pop() if len(formats) == 1 else _native.Format.GROUP8
+
+    def _quantized_weight(
+        self,
+        rows: list[tuple[int, str, int, int]],
+        n: int,
+        k: int,
+        format: _native.Format,
+        interleaved: bool,
+        bias: np.ndarray | None,
+    ) -> CpuQuantized:
+        columns, size = _native.padded_columns(n, interleaved), _native.quantized_bytes(n, k, format, interleaved)
+        group_bytes = columns * -(-k // 32) * 2
+        sizes = {"values": size, "scales": 0, "compensation": 0, "group_scales": 0, "group_minima": 0}
+        if format == _native.Format.INT8:
+            sizes |= {"scales": columns * 4, "compensation": columns * 4}
+        else:
+            minima = group_bytes if format in (_native.Format.GROUP4_MIN, _native.Format.GROUP8_MIN) else 0
+            sizes |= {"group_scales": group_bytes, "group_minima": minima}
+        parts = {name: _native.Memory(count) for name, count in sizes.items() if count}
+        addresses = {name: parts[name].address if name in parts else 0 for name in sizes}
+        table = _native.QuantizedTable(**addresses, n=n, k=k, format=format)
+        self.runtime.pack_quantized(sources=rows, k=k, format=format, interleaved=interleaved, to=table)
+        return CpuQuantized(table, parts, n, k, bias)
 
     def vector(self, source: HostTensor) -> np.ndarray:
         values = np.empty(source.num_values, np.float32)
@@ -206,8 +289,11 @@ class CpuOps:
     def _buffer(self, rows: _native.Rows, width: int, dtype: _native.DType) -> Buffer:
         return Buffer(self._arena, rows, self._max_rows[rows], width, dtype)
 
-    def embedding(self, inputs: ModelInput, table: CpuLinear) -> Buffer:
+    def embedding(self, inputs: ModelInput, table: AnyLinear) -> Buffer:
         y = self._buffer(_native.Rows.TOKENS, table.k, _native.DType.float32)
+        if isinstance(table, CpuQuantized):
+            self.program.embedding_quantized(ids=address_of(inputs.token_ids), table=table.table, y=y.address)
+            return y
         self.program.embedding(
             ids=address_of(inputs.token_ids),
             table=table.memory.address,
@@ -237,18 +323,20 @@ class CpuOps:
         )
         return y
 
-    def linear(self, x: Buffer, weight: CpuLinear) -> Buffer:
+    def linear(self, x: Buffer, weight: AnyLinear) -> Buffer:
         y = self._buffer(x.rows, weight.n, _native.DType.float32)
         return self._linear(x, weight, y, _native.Epilogue.STORE)
 
-    def linear_add(self, x: Buffer, weight: CpuLinear, residual: Buffer) -> Buffer:
+    def linear_add(self, x: Buffer, weight: AnyLinear, residual: Buffer) -> Buffer:
         return self._linear(x, weight, residual, _native.Epilogue.ADD)
 
-    def linear_silu_mul(self, x: Buffer, weight: CpuLinear) -> Buffer:
+    def linear_silu_mul(self, x: Buffer, weight: AnyLinear) -> Buffer:
         y = self._buffer(x.rows, weight.n // 2, self.dtype)
         return self._linear(x, weight, y, _native.Epilogue.SILU_MUL)
 
-    def _linear(self, x: Buffer, weight: CpuLinear, y: Buffer, epilogue: _native.Epilogue) -> Buffer:
+    def _linear(self, x: Buffer, weight: AnyLinear, y: Buffer, epilogue: _native.Epilogue) -> Buffer:
+        if isinstance(weight, CpuQuantized):
+            return self._linear_quantized(x, weight, y, epilogue)
         self.program.linear(
             rows=x.rows,
             x=x.address,
@@ -259,6 +347,33 @@ class CpuOps:
             k=weight.k,
             x_type=x.dtype,
             weight_type=weight.dtype,
+            y_type=y.dtype,
+            epilogue=epilogue,
+        )
+        return y
+
+    def _linear_quantized(self, x: Buffer, weight: CpuQuantized, y: Buffer, epilogue: _native.Epilogue) -> Buffer:
+        table, max_rows = weight.table, self._max_rows[x.rows]
+        values = Scratch(self._arena, max_rows * table.k_padded)
+        scales = Scratch(self._arena, max_rows * table.groups * 4)
+        sums = Scratch(self._arena, max_rows * table.groups * 4)
+        self.program.quantize(
+            rows=x.rows,
+            x=x.address,
+            y=values.address,
+            scales=scales.address,
+            sums=sums.address,
+            table=table,
+            x_type=x.dtype,
+        )
+        self.program.linear_quantized(
+            rows=x.rows,
+            x=values.address,
+            x_scales=scales.address,
+            x_sums=sums.address,
+            table=table,
+            bias=weight.bias_address,
+            y=y.address,
             y_type=y.dtype,
             epilogue=epilogue,
         )

@@ -1,8 +1,9 @@
 """What each op means, in plain torch. Slow on purpose: it is read and compared with, not served from.
 
 Activations are torch tensors with as many rows as the step has; caches are [blocks, block_size, G, D]. With dtype
-bfloat16 values are rounded where the native library rounds them: norms' outputs, queries, keys, values, softmax
-weights, attention's output and the gated activation; sums and the residual are float32.
+bfloat16 values are rounded where the native library rounds them: norms' outputs, queries, keys, values, attention's
+output and the gated activation; sums and the residual are float32. (The library rounds softmax weights as well; no one
+rounding is the right one there.)
 """
 
 from __future__ import annotations

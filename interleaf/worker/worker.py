@@ -31,6 +31,7 @@ class Worker:
                 max_tokens=config.scheduler.max_num_batched_tokens,
                 max_logits=LOGITS_ROWS,
                 vocab_size=model.vocab_size,
+                quantization=config.quantization,
             )
             loaded = load_model(model, self._ops, Weights(tensors), config.scheduler.max_model_len)
             caches = [

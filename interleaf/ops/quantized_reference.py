@@ -1,0 +1,56 @@
+"""What the quantized formats mean, in numpy: values are rounded to a format and given back as floats.
+
+A quantized linear layer computes with the rounded weights and the rounded activations; its sums of products are exact
+integers, so that plain float64 arithmetic on these values is its reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+
+GROUP_SIZE = 32
+
+
+def round_weight(values: Floats, format: str) -> Floats:
+    """A weight [n, k] as `format` holds it: "int8", "group4", "group4_min", "group8" or "group8_min".
+
+    int8 has one scale a row; the others a float16 scale (and minimum) for every 32 values, the last group being filled
+    up with zeros.
+    """
+    if format == "int8":
+        scale = np.abs(values).max(1, keepdims=True).astype(np.float32) / np.float32(127)
+        scale[scale == 0] = 1.0
+        whole: Floats = np.rint(values / scale) * scale
+        return whole
+    largest = 15 if format.startswith("group4") else 255
+    groups = _grouped(values)
+    if format.endswith("_min"):
+        offset = np.minimum(groups.min(-1, keepdims=True), 0.0).astype(np.float16).astype(np.float32)
+        scale = ((groups.max(-1, keepdims=True) - offset) / np.float32(largest)).astype(np.float16).astype(np.float32)
+    else:
+        zero = np.float32((largest + 1) // 2)
+        low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
+        scale = (-np.where(-low > high, low, high) / zero).astype(np.float16).astype(np.float32)
+        offset = -scale * zero
+    steps = np.divide(groups - offset, scale, out=np.zeros_like(groups), where=scale != 0)
+    rounded: Floats = np.clip(np.rint(steps), 0, largest) * scale + offset
+    return rounded.reshape(len(values), -1)[:, : values.shape[1]]
+
+
+def round_activation(values: Floats, format: str) -> Floats:
+    """Activations [rows, k]: one scale a row for int8, one for every 32 values for the others; 127 steps either way."""
+    groups = values[:, None, :] if format == "int8" else _grouped(values)
+    top = np.abs(groups).max(-1, keepdims=True).astype(np.float32)
+    scale = np.where(top > 0, top / np.float32(127), np.float32(1))
+    rounded: Floats = np.rint(groups * (np.float32(1) / scale)) * scale
+    return rounded.reshape(len(values), -1)[:, : values.shape[1]]
+
+
+def _grouped(values: Floats) -> Floats:
+    padding = -values.shape[1] % GROUP_SIZE
+    return np.pad(values, ((0, 0), (0, padding))).reshape(len(values), -1, GROUP_SIZE)
