@@ -14,6 +14,7 @@ from interleaf.outputs import CompletionOutput
 from interleaf.params import RequestOutputKind, SamplingParams
 from interleaf.server import generation
 from interleaf.server.chat_prompt import chat_prompt, message_dict
+from interleaf.server.errors import bad_request
 from interleaf.server.generation import Context, UsageCounter, context_of, generated
 from interleaf.server.logprobs import LogprobWriter, of_prompt
 from interleaf.server.protocol.chat import (
@@ -61,6 +62,9 @@ class Job:
         """
         body.check_fields()
         model = context.state.check_model(body.model)
+        most = context.engine.config.max_logprobs
+        if body.top_logprobs is not None and -1 < most < body.top_logprobs:
+            raise bad_request(f"top_logprobs must be at most {most} here.", "top_logprobs")
         defaults = context.engine.default_sampling_params()
         params = body.sampling_params(
             defaults,

@@ -13,8 +13,10 @@ from interleaf.frontend.processor import PromptDict
 from interleaf.outputs import CompletionOutput, Logprob, PromptLogprobs, RequestOutput
 from interleaf.params import RequestOutputKind, SamplingParams
 from interleaf.server import generation
+from interleaf.server.errors import bad_request
 from interleaf.server.generation import Context, UsageCounter, context_of, generated
 from interleaf.server.logprobs import LogprobWriter, of_prompt
+from interleaf.server.protocol.common import MAX_SEQUENCES
 from interleaf.server.protocol.completions import (
     CompletionChoice,
     CompletionLogprobs,
@@ -87,7 +89,14 @@ class Job:
 
     async def prompts(self) -> list[PromptDict]:
         special = self.body.add_special_tokens is not False
-        return [await generation.tokenized(self.context.engine, one, special) for one in self.body.prompts()]
+        prompts = self.body.prompts()
+        if len(prompts) * self.params.n > MAX_SEQUENCES:
+            raise bad_request(
+                f"{len(prompts)} prompts and n (or best_of) of {self.params.n} ask for more than {MAX_SEQUENCES} "
+                f"sequences.",
+                "n",
+            )
+        return [await generation.tokenized(self.context.engine, one, special) for one in prompts]
 
     async def outputs(self, prompts: list[PromptDict]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         async with aclosing(generated(self.context, self.body, prompts, self.params, self.id)) as outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ from interleaf.server.streaming import EventStream, event, json_response, until_
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
-RESPONSE_ID = re.compile(r"resp_[\x21-\x7e]{1,130}")
+RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}")
 
 
 @router.post("/v1/responses", responses=responses(ResponseObject, stream=True))
@@ -137,8 +138,8 @@ class Job:
                 raise bad_request("The previous response is not complete.", "previous_response_id")
             before = previous.messages
         messages = [*before, *input_messages(body.input)]
-        name = f"resp_{body.request_id or context.request_id}"
-        response = ResponseObject(name, generation.now(), model)
+        # Never made of the client's id: that may come twice, and one response must not take another's place.
+        response = ResponseObject(f"resp_{uuid.uuid4().hex}", generation.now(), model)
         job = Job(body, context, messages, _told_again(response, body))
         job._message_fields()
         return job

@@ -131,6 +131,7 @@ async def test_without_a_limit_the_context_is_filled(client: httpx.AsyncClient) 
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"logprobs": 3}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 6}, "top_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),

@@ -171,6 +171,7 @@ async def test_fields_arrive(client: httpx.AsyncClient, engine: FakeAsyncEngine)
         ({"prompt": [True]}, "prompt"),
         ({"prompt": [999]}, "prompt_token_ids"),
         ({"prompt": ["a"] * 3000}, "prompt"),
+        ({"prompt": ["a"] * 2000, "n": 100}, "n"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 1, "n": 2}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),

@@ -97,6 +97,11 @@ async def test_items(client: httpx.AsyncClient, engine: FakeAsyncEngine) -> None
     assert body["tools"][0]["name"] == "f"
 
 
+async def test_ids_are_new_even_if_request_ids_are_not(client: httpx.AsyncClient) -> None:
+    client.headers["X-Request-Id"] = "same"
+    assert (await respond(client)).json()["id"] != (await respond(client)).json()["id"]
+
+
 async def test_not_stored(client: httpx.AsyncClient) -> None:
     body = (await respond(client, store=False)).json()
     assert (await client.get(f"/v1/responses/{body['id']}")).status_code == 404
@@ -175,10 +180,10 @@ async def test_a_file_keeps_them(make_client: MakeClient, tmp_path: Path) -> Non
 
 async def test_what_a_dead_server_left(make_client: MakeClient, tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store")
-    await store.put(StoredResponse("resp_1", {"status": "in_progress", "background": True}, [], []))
+    await store.put(StoredResponse(f"resp_{1:032x}", {"status": "in_progress", "background": True}, [], []))
     await store.close()
     async with make_client(response_store=tmp_path / "store") as client:
-        assert (await client.get("/v1/responses/resp_1")).json()["status"] == "failed"
+        assert (await client.get(f"/v1/responses/resp_{1:032x}")).json()["status"] == "failed"
 
 
 async def test_memory_is_bounded() -> None:

@@ -15,6 +15,8 @@ logger = get_logger(__name__)
 
 MAX_N = 128
 MAX_PROMPTS = 2048
+MAX_SEQUENCES = 8192
+"""Prompts times sequences of each."""
 MAX_REPORTED_FIELDS = 1000
 """Names of ignored fields that are remembered, so that each is reported once."""
 

@@ -85,7 +85,6 @@ class ResponseRequest(ApiModel):
     stop: str | Texts | None = None
     ignore_eos: bool | None = None
     priority: int | None = 0
-    request_id: str | None = Field(None, min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
     cache_salt: str | None = Field(None, min_length=1)
 
     without_effect: ClassVar[dict[str, str]] = {**WITHOUT_EFFECT, "max_tool_calls": "no tool is run here"}
