@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interleaf.cli.flags import add_engine_flags, engine_options, size_in_bytes
 from interleaf.config import BUILTIN_MODEL, engine_args
 from interleaf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from interleaf.server.launch import Listen
+    from interleaf.server.options import ServerOptions
 
 KEY_VARIABLE = "INTERLEAF_API_KEY"
 DEFAULT_SHUTDOWN_TIMEOUT = 30.0
@@ -174,7 +179,7 @@ def _serve(given: dict[str, Any]) -> None:
         runner.run(_start(given, listen, bound))
 
 
-async def _start(given: dict[str, Any], listen: Any, bound: Any) -> None:
+async def _start(given: dict[str, Any], listen: Listen, bound: socket.socket) -> None:
     from interleaf.frontend.async_engine import AsyncEngine
     from interleaf.server.launch import serve
 
@@ -185,7 +190,7 @@ async def _start(given: dict[str, Any], listen: Any, bound: Any) -> None:
     await serve(engine, bound, listen, server_options(given), timeout)
 
 
-def server_options(given: dict[str, Any]) -> Any:
+def server_options(given: dict[str, Any]) -> ServerOptions:
     """`interleaf.server.options.ServerOptions` from flags."""
     from interleaf.server.options import ServerOptions
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starlette.requests import Request
 
@@ -19,6 +20,8 @@ from interleaf.server.protocol.common import PromptTokensDetails, SamplingFields
 from interleaf.server.state import ServerState, state_of
 from interleaf.server.streaming import merged
 
+TIMEOUT_HEADER = "X-Request-Timeout"
+"""Seconds that the client gives its request."""
 INLINE_CHARS = 10_000
 """Longer texts are tokenized in a thread, so that other streams go on meanwhile."""
 
@@ -43,7 +46,17 @@ class Context:
 
 def context_of(request: Request) -> Context:
     """The context of an HTTP request."""
-    return new_context(state_of(request), request.state.request_id)
+    context = new_context(state_of(request), request.state.request_id)
+    asked = request.headers.get(TIMEOUT_HEADER)
+    if asked is None:
+        return context
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise bad_request(f"The header {TIMEOUT_HEADER} must be a number of seconds.", TIMEOUT_HEADER)
+    return replace(context, timeout=min(seconds, context.timeout or math.inf))
 
 
 def new_context(state: ServerState, request_id: str | None = None) -> Context:

@@ -83,7 +83,9 @@ class FakeAsyncEngine:
     ) -> AsyncGenerator[RequestOutput, None]:
         if self.failure is not None and not self.fail_after:
             raise self.failure
-        self.calls.append(("generate", {"id": request_id, "priority": priority, "salt": cache_salt}))
+        self.calls.append(
+            ("generate", {"id": request_id, "priority": priority, "salt": cache_salt, "deadline": deadline})
+        )
         processed = self.processor.process(RequestInput(prompt, sampling_params, priority, request_id))
         name = processed.engine_request.request_id
         self._outputs.add(processed)

@@ -157,7 +157,7 @@ async def test_fields_arrive(client: httpx.AsyncClient, engine: FakeAsyncEngine)
     params = engine.client.requests[-1].params
     assert {name: getattr(params, name) for name in fields} == fields
     assert params.logit_bias == {104: 5.0}
-    assert engine.calls[-1] == ("generate", {"id": "cmpl-r", "priority": 0, "salt": "s"})
+    assert engine.calls[-1] == ("generate", {"id": "cmpl-r", "priority": 0, "salt": "s", "deadline": None})
 
 
 @pytest.mark.parametrize(

@@ -205,3 +205,14 @@ async def test_a_draining_server_takes_no_work(make_client: MakeClient, engine: 
         assert (await client.get("/health")).status_code == 200
         assert await drained and (await running).status_code == 200
         assert await state.drain(0)
+
+
+async def test_deadlines(make_client: MakeClient, engine: FakeAsyncEngine) -> None:
+    async with make_client(request_timeout=5.0) as client:
+        for header, deadline in ((None, 5.0), ("2.5", 2.5), ("60", 5.0)):
+            headers = {} if header is None else {"X-Request-Timeout": header}
+            assert (await client.post("/v1/completions", json=BODY, headers=headers)).status_code == 200
+            assert engine.calls[-1][1]["deadline"] == deadline
+        for header in ("0", "-1", "nan", "inf", "soon", ""):
+            response = await client.post("/v1/completions", json=BODY, headers={"X-Request-Timeout": header})
+            assert error(response)["status"] == 400
