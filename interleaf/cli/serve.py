@@ -175,6 +175,9 @@ def _serve(given: dict[str, Any]) -> None:
     listen = Listen(**{name: given[name] for name in Listen.__dataclass_fields__ if name in given})
     if bool(listen.ssl_keyfile) != bool(listen.ssl_certfile):
         raise ConfigError("HTTPS needs both --ssl-keyfile and --ssl-certfile.")
+    for path in filter(None, (listen.ssl_keyfile, listen.ssl_certfile)):
+        if not Path(path).is_file():
+            raise ConfigError(f"There is no file {path!r} for HTTPS.")
     with bind(listen) as bound, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_start(given, listen, bound))
 

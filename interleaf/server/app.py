@@ -42,7 +42,6 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
     app = FastAPI(
         title="interleaf",
         version=__version__,
-        root_path=options.root_path,
         lifespan=lifespan,
         # Endpoints return responses; the document shall not claim JSON where there is none.
         default_response_class=Response,

@@ -102,7 +102,7 @@ async def serve(
                 return
             template = template_text(options.chat_template, engine.tokenizer.chat_templates)
             app = create_app(engine, replace(options, chat_template=template))
-            server = _server(app, listen)
+            server = _server(app, listen, options.root_path)
             serving = asyncio.ensure_future(server.serve(sockets=[bound]))
             logger.info("%s is served at %s", options.served_model_names[0], listen.address(bound))
             if await _first(serving, stop):
@@ -158,9 +158,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: object, listen: Listen) -> _Server:
+def _server(app: object, listen: Listen, root_path: str) -> _Server:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
+        root_path=root_path.rstrip("/"),
         ssl_keyfile=listen.ssl_keyfile,
         ssl_certfile=listen.ssl_certfile,
         log_config=None,

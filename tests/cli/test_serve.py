@@ -82,6 +82,8 @@ def test_mistakes_in_a_configuration_file(run: Run, served: dict[str, Any], tmp_
 def test_https_needs_both_files(run: Run) -> None:
     status, _, told = run("serve", "--ssl-keyfile", "x")
     assert status == 1 and "--ssl-certfile" in told
+    status, _, told = run("serve", "--ssl-keyfile", "nothing", "--ssl-certfile", "nothing")
+    assert status == 1 and "no file 'nothing'" in told
 
 
 def test_help_is_there_in_a_blink() -> None:

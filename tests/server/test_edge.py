@@ -216,3 +216,16 @@ async def test_deadlines(make_client: MakeClient, engine: FakeAsyncEngine) -> No
         for header in ("0", "-1", "nan", "inf", "soon", ""):
             response = await client.post("/v1/completions", json=BODY, headers={"X-Request-Timeout": header})
             assert error(response)["status"] == 400
+
+
+async def test_behind_a_proxy(make_client: MakeClient) -> None:
+    """As uvicorn has it: what the proxy cut off is in the path again."""
+    async with make_client(api_keys=("k",)) as client:
+        app = client._transport.app  # type: ignore[attr-defined]
+    transport = httpx.ASGITransport(app, root_path="/llm")
+    async with httpx.AsyncClient(transport=transport, base_url="http://server/llm/") as client:
+        assert (await client.get("health")).status_code == 200
+        assert (await client.get("v1/models")).status_code == 401
+        assert (await client.get("v1/models", headers={"x-api-key": "k"})).status_code == 200
+        told = (await client.post("v1/messages", json={}, headers={"x-api-key": "k"})).json()
+        assert told["type"] == "error"
