@@ -84,7 +84,7 @@ def responses(
         (schema,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
         content["application/json"] = {"schema": _resolved(schema, components)}
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {}}
     if media_type is not None:
         content[media_type] = {"schema": {}}
     error = {"description": "Refused", "content": {"application/json": {"schema": error_schema}}}
