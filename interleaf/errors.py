@@ -89,7 +89,7 @@ class EngineDeadError(EngineError):
 
 
 class EngineRestartingError(EngineError):
-    """The engine is being started again, and the caller did not want to wait."""
+    """The engine is being started again, and the caller did not want to wait (any longer)."""
 
 
 class RequestFailedError(EngineError):

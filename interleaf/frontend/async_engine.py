@@ -213,7 +213,7 @@ class AsyncEngine:
         cache_salt: str | None = None,
         arrival_time: float | None = None,
         deadline: float | None = None,
-        wait_for_restart: bool = True,
+        wait_for_restart: bool | float = True,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield what a prompt brings, as `sampling_params.output_kind` says.
 
@@ -227,14 +227,14 @@ class AsyncEngine:
             cache_salt: requests share cached prefixes only with those of the same salt.
             arrival_time: in seconds of the monotonic clock, for metrics; None is now.
             deadline: seconds from its arrival in which the request must end.
-            wait_for_restart: whether to wait while the engine is being started again.
+            wait_for_restart: whether to wait while the engine is being started again, or the seconds to do so.
 
         Raises:
             RequestError: the request is wrong; nothing was queued. Raised when the first output is asked for.
             OverloadedError: too many wait already.
             DeadlineExceededError: the deadline came first.
             RequestFailedError: the engine could not finish this request; others go on.
-            EngineRestartingError: the engine is being started again, and this should not wait.
+            EngineRestartingError: the engine is being started again, and this should wait no longer.
             EngineDeadError: the engine is gone for good.
         """
         arrival = time.monotonic() if arrival_time is None else arrival_time
@@ -435,14 +435,17 @@ class AsyncEngine:
 
     # ---- requests ----
 
-    async def _check_open(self, wait_for_restart: bool) -> None:
-        """Wait for the engine if there is none; new requests are not even looked at before."""
+    async def _check_open(self, wait_for_restart: bool | float) -> None:
+        """Whether a request may come in; see `generate`."""
         if self._draining:
             raise EngineDeadError("The engine is being shut down and takes no more requests.")
         if self._processor is None:
             await self.start()
-        if not wait_for_restart and not self._engine_up.is_set():
-            raise _restarting()
+        if wait_for_restart is not True and not self._engine_up.is_set():
+            try:
+                await asyncio.wait_for(self._engine_up.wait(), wait_for_restart)
+            except TimeoutError:
+                raise _restarting() from None
         if self._dead is not None:
             raise self._dead
 

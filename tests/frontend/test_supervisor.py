@@ -78,10 +78,10 @@ def essence(outputs: list[RequestOutput]) -> Any:
 
 
 async def run_one(
-    engine: AsyncEngine, prompt: list[int], params: SamplingParams, begun: list[int] | None = None
+    engine: AsyncEngine, prompt: list[int], params: SamplingParams, begun: list[int] | None = None, **options: Any
 ) -> Any:
     outputs = []
-    async for output in engine.generate(prompt, params):
+    async for output in engine.generate(prompt, params, **options):
         outputs.append(output)
         if begun is not None:
             begun[0] += 1
@@ -125,9 +125,10 @@ def test_killed_in_the_middle_all_requests_go_on_with_the_same_tokens(
     async def main() -> None:
         async with engine_of(model, FAULTY) as engine:
             tasks, begun = start_all(engine, 100)
+            late: list[asyncio.Task[Any]] = []
             for _ in range(number_of_kills):
                 seen = begun[0]
-                await until(lambda seen=seen: begun[0] > seen + 400 and engine.is_ready)  # type: ignore[misc]
+                await until(lambda seen=seen: begun[0] > seen + 200 and engine.is_ready)  # type: ignore[misc]
                 pid = engine.engine_pid
                 assert pid is not None
                 os.kill(pid, signal.SIGKILL)
@@ -136,9 +137,11 @@ def test_killed_in_the_middle_all_requests_go_on_with_the_same_tokens(
                     await engine.check_health()
                 with pytest.raises(EngineRestartingError):
                     await anext(engine.generate("x", SamplingParams(), wait_for_restart=False))
+                late.append(asyncio.create_task(run_one(engine, *work(2)[1], wait_for_restart=20.0)))
                 assert await until(lambda: engine.is_ready) < 5.0
                 assert engine.engine_pid != pid
             assert await asyncio.gather(*tasks) == expected
+            assert await asyncio.gather(*late) == [expected[1]] * number_of_kills
             stats = await engine.get_stats()
             assert stats.num_free_blocks == stats.num_blocks
             assert f'interleaf:engine_restarts_total{{engine="0",model_name="{model}"}} {number_of_kills}.0' in (
