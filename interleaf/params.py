@@ -123,8 +123,11 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
         return copy.deepcopy(self)
 
     def _normalize(self) -> None:
-        if isinstance(self.stop, str):
-            self.stop = [self.stop]
+        given: object = self.stop
+        if isinstance(given, str):
+            self.stop = [given]
+        elif isinstance(given, tuple):
+            self.stop = list(given)
         if self.seed == -1:
             self.seed = None
         if self.top_k == -1:

@@ -84,7 +84,11 @@ class ReferenceOps:
     # Weights and caches
 
     def linear_weight(
-        self, sources: Sequence[HostTensor], biases: Sequence[HostTensor] = (), interleaved: bool = False
+        self,
+        sources: Sequence[HostTensor],
+        biases: Sequence[HostTensor] = (),
+        interleaved: bool = False,
+        head: bool = False,
     ) -> ReferenceLinear:
         weight = torch.cat([decode(source) for source in sources])
         exact = self.dtype == torch.float32 and any(source.dtype in ("float32", "float16") for source in sources)
