@@ -51,7 +51,7 @@ class Engine(Protocol):
         priority: int = 0,
         cache_salt: str | None = None,
         deadline: float | None = None,
-        wait_for_restart: bool = True,
+        wait_for_restart: bool | float = True,
     ) -> AsyncGenerator[RequestOutput, None]: ...
 
     async def check_health(self, timeout: float) -> None: ...

@@ -22,6 +22,8 @@ from interleaf.server.streaming import merged
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 """Seconds that the client gives its request."""
+RESTART_PATIENCE = 15.0
+"""Seconds that a new request waits for an engine that is being restarted, before it is refused with 503."""
 INLINE_CHARS = 10_000
 """Longer texts are tokenized in a thread, so that other streams go on meanwhile."""
 
@@ -120,7 +122,7 @@ async def generated(
             priority=priority,
             cache_salt=body.cache_salt,
             deadline=context.timeout,
-            wait_for_restart=False,
+            wait_for_restart=RESTART_PATIENCE,
         )
         for number, prompt in enumerate(prompts)
     ]

@@ -79,7 +79,7 @@ class FakeAsyncEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         deadline: float | None = None,
-        wait_for_restart: bool = True,
+        wait_for_restart: bool | float = True,
     ) -> AsyncGenerator[RequestOutput, None]:
         if self.failure is not None and not self.fail_after:
             raise self.failure
