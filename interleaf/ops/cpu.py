@@ -50,6 +50,28 @@ def _view(memory: _native.Memory, dtype: type[np.generic], count: int) -> np.nda
     return np.frombuffer(memoryview(raw), dtype, count)
 
 
+class WeightStore:
+    """Memory for weights, taken in large pieces, so that small weights too lie on huge pages."""
+
+    PIECE_BYTES = 64 << 20
+
+    def __init__(self) -> None:
+        self._pieces: list[_native.Memory] = []
+        self._end = self._limit = 0
+
+    def take(self, num_bytes: int) -> int:
+        """The address of so many bytes, which live as long as the store; 0 for none."""
+        if not num_bytes:
+            return 0
+        if self._end + num_bytes > self._limit:
+            piece = _native.Memory(max(num_bytes, self.PIECE_BYTES))
+            self._pieces.append(piece)
+            self._end, self._limit = piece.address, piece.address + piece.bytes
+        address = self._end
+        self._end += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        return address
+
+
 class Arena:
     """Memory for activations, reused as soon as nothing refers to them."""
 
@@ -106,9 +128,9 @@ class Buffer(Scratch):
 
 @dataclass(slots=True)
 class CpuLinear:
-    """A packed weight; see `csrc/kernels.h` for the layouts."""
+    """A packed weight in the store of the ops that made it; see `csrc/kernels.h` for the layouts."""
 
-    memory: _native.Memory
+    address: int
     n: int
     k: int
     dtype: _native.DType
@@ -121,10 +143,9 @@ class CpuLinear:
 
 @dataclass(slots=True)
 class CpuQuantized:
-    """A quantized weight: its parts and the table that tells the kernels where they are."""
+    """A quantized weight: the table tells the kernels where its parts are in the store of the ops that made it."""
 
     table: _native.QuantizedTable
-    parts: dict[str, _native.Memory]
     n: int
     k: int
     bias: np.ndarray | None
@@ -197,6 +218,7 @@ class CpuOps:
         self.kernel_nanoseconds = 0
         self._quantization = quantization
         self._max_rows = {_native.Rows.TOKENS: max_tokens, _native.Rows.LOGITS: max_logits}
+        self._weights = WeightStore()
         self._arena = Arena()
         self.program = _native.Program()
 
@@ -221,9 +243,9 @@ class CpuOps:
         # A float32 checkpoint keeps its bits in float32 arithmetic; all else is exact, or rounded once, in bf16.
         wide = self.dtype == _native.DType.float32 and any(source.dtype in ("float32", "float16") for source in sources)
         dtype = _native.DType.float32 if wide else _native.DType.bfloat16
-        memory = _native.Memory(_native.packed_bytes(n, k, dtype, interleaved))
-        self.runtime.pack_linear(sources=rows, k=k, type=dtype, interleaved=interleaved, destination=memory.address)
-        return CpuLinear(memory, n, k, dtype, bias)
+        address = self._weights.take(_native.packed_bytes(n, k, dtype, interleaved))
+        self.runtime.pack_linear(sources=rows, k=k, type=dtype, interleaved=interleaved, destination=address)
+        return CpuLinear(address, n, k, dtype, bias)
 
     def _format_of(self, sources: Sequence[HostTensor], head: bool) -> _native.Format | None:
         """How a weight of these sources is to be stored; None is as floats."""
@@ -254,11 +276,10 @@ class CpuOps:
         else:
             minima = group_bytes if format in (_native.Format.GROUP4_MIN, _native.Format.GROUP8_MIN) else 0
             sizes |= {"group_scales": group_bytes, "group_minima": minima}
-        parts = {name: _native.Memory(count) for name, count in sizes.items() if count}
-        addresses = {name: parts[name].address if name in parts else 0 for name in sizes}
+        addresses = {name: self._weights.take(count) for name, count in sizes.items()}
         table = _native.QuantizedTable(**addresses, n=n, k=k, format=format)
         self.runtime.pack_quantized(sources=rows, k=k, format=format, interleaved=interleaved, to=table)
-        return CpuQuantized(table, parts, n, k, bias)
+        return CpuQuantized(table, n, k, bias)
 
     def vector(self, source: HostTensor) -> np.ndarray:
         values = np.empty(source.num_values, np.float32)
@@ -296,7 +317,7 @@ class CpuOps:
             return y
         self.program.embedding(
             ids=address_of(inputs.token_ids),
-            table=table.memory.address,
+            table=table.address,
             y=y.address,
             width=table.k,
             table_type=table.dtype,
@@ -340,7 +361,7 @@ class CpuOps:
         self.program.linear(
             rows=x.rows,
             x=x.address,
-            weight=weight.memory.address,
+            weight=weight.address,
             bias=weight.bias_address,
             y=y.address,
             n=weight.n,
