@@ -186,11 +186,12 @@ async def _start(given: dict[str, Any], listen: Listen, bound: socket.socket) ->
     from interleaf.frontend.async_engine import AsyncEngine
     from interleaf.server.launch import serve
 
-    options = engine_options(argparse.Namespace(**given))
+    args = engine_args(engine_options(argparse.Namespace(**given)))
+    options = server_options(given)
     limits = {name: given[name] for name in ("max_num_queued_reqs", "max_num_queued_tokens") if name in given}
-    engine = AsyncEngine(engine_args(options), **limits)
+    engine = AsyncEngine(args, served_model_name=options.served_model_names[0], **limits)
     timeout = given.get("shutdown_timeout", DEFAULT_SHUTDOWN_TIMEOUT)
-    await serve(engine, bound, listen, server_options(given), timeout)
+    await serve(engine, bound, listen, options, timeout)
 
 
 def server_options(given: dict[str, Any]) -> ServerOptions:

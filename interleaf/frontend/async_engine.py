@@ -100,6 +100,7 @@ class AsyncEngine:
         args: of the engine; or give them as keywords.
         max_num_queued_reqs: most sequences that may wait for the engine; None is no limit.
         max_num_queued_tokens: most prompt tokens that may wait for the engine; None is no limit.
+        served_model_name: what metrics call the model; None is its name in the configuration.
         address: the `address` of an AsyncEngine in another process, to share its engine.
         supervision: when the engine counts as dead.
         options: fields of `interleaf.config.EngineArgs`.
@@ -116,12 +117,14 @@ class AsyncEngine:
         *,
         max_num_queued_reqs: int | None = None,
         max_num_queued_tokens: int | None = None,
+        served_model_name: str | None = None,
         address: str | None = None,
         supervision: SupervisorOptions | None = None,
         **options: Any,
     ) -> None:
         self._args = engine_args(options) if args is None else args
         self._admission = Admission(max_num_queued_reqs, max_num_queued_tokens)
+        self._served_model_name = served_model_name
         self._attached_to = address
         self._supervision = supervision or SupervisorOptions()
         self._name = os.urandom(6).hex()
@@ -177,7 +180,7 @@ class AsyncEngine:
                 await loading
             raise
         self._outputs = OutputProcessor(tokenizer)
-        self._metrics = EngineMetrics(self._outputs.statistics, self.config.model_name)
+        self._metrics = EngineMetrics(self._outputs.statistics, self._served_model_name or self.config.model_name)
         self._metrics.engine_started(self.config)
         self._processor = Processor(self.config, tokenizer, generation_config)
 

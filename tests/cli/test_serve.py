@@ -14,6 +14,7 @@ import pytest
 
 from interleaf.cli import serve
 from interleaf.cli.main import main
+from interleaf.config import BUILTIN_MODEL
 from interleaf.server.logs import JsonFormatter
 from tests.cli.conftest import Run
 
@@ -42,6 +43,23 @@ def test_the_model_is_named_once(run: Run, served: dict[str, Any]) -> None:
     assert options.served_model_names == ("one", "two") and not options.log_requests
     status, _, told = run("serve", "tiny", "--model", "other")
     assert status == 1 and "twice" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [([], BUILTIN_MODEL), (["tiny"], "tiny"), (["tiny", "--served-model-name", "one", "two"], "one")],
+)
+def test_what_the_engine_is_told(monkeypatch: pytest.MonkeyPatch, given: list[str], name: str) -> None:
+    told: dict[str, Any] = {}
+
+    async def serve_nothing(*args: Any) -> None:
+        pass
+
+    monkeypatch.setattr("interleaf.frontend.async_engine.AsyncEngine", lambda *args, **options: told.update(options))
+    monkeypatch.setattr("interleaf.server.launch.serve", serve_nothing)
+    monkeypatch.setattr("interleaf.server.logs.configure", lambda *options: None)
+    main(["serve", *given, "--port", "0", "--max-num-queued-reqs", "3"])
+    assert told == {"served_model_name": name, "max_num_queued_reqs": 3}
 
 
 @pytest.mark.parametrize("given", [["*"], ['["*"]']])

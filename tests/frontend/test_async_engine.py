@@ -240,6 +240,14 @@ def test_sleeping_and_waking(model: str) -> None:
     run(test, model)
 
 
+def test_metrics_bear_the_served_name(model: str) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        shown = engine.metrics.render().decode()
+        assert 'vllm:num_requests_running{engine="0",model_name="my name"}' in shown and model not in shown
+
+    run(test, model, served_model_name="my name")
+
+
 def test_facts_and_utilities(model: str) -> None:
     async def test(engine: AsyncEngine) -> None:
         assert engine.is_ready and not engine.errored
