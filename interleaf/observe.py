@@ -11,11 +11,17 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+import msgspec
 
 from interleaf.errors import ConfigError
 from interleaf.messages import SchedulerStats
 from interleaf.outputs import RequestMetrics
 
+PACKAGE = "interleaf"
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_LEVEL_VARIABLE = "INTERLEAF_LOG_LEVEL"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -81,25 +87,81 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def configure_logging(default_level: str = "WARNING") -> None:
-    """Write this package's log to stderr at the level that INTERLEAF_LOG_LEVEL names.
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode({key: _encodable(text) for key, text in line.items()}).decode()
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """How a program writes this package's log.
+
+    Fields:
+        level: None is what INTERLEAF_LOG_LEVEL says.
+        json: an object a line in place of text.
+    """
+
+    level: str | None = None
+    json: bool = False
+
+    @classmethod
+    def current(cls) -> Self:
+        """Those of this program, for another process to do the same; the defaults in a host with a log of its own."""
+        logger = logging.getLogger(PACKAGE)
+        if not logger.handlers:
+            return cls()
+        as_json = any(isinstance(handler.formatter, JsonFormatter) for handler in logger.handlers)
+        return cls(logging.getLevelName(logger.level), as_json)
+
+
+def configure_logging(settings: LogSettings | None = None, default_level: str = "WARNING") -> None:
+    """Write this package's log and Python's warnings to stderr.
 
     For programs (the CLI), not for library use: a library leaves handlers to its host. Calling it
-    again changes the level only.
+    again changes level and format.
+
+    Args:
+        default_level: where neither the settings nor INTERLEAF_LOG_LEVEL name one.
 
     Raises:
         ConfigError: the variable names no level.
     """
-    level = os.environ.get(LOG_LEVEL_VARIABLE, default_level).upper()
+    settings = settings or LogSettings()
+    level = settings.level or os.environ.get(LOG_LEVEL_VARIABLE, default_level).upper()
     if level not in LOG_LEVELS:
         raise ConfigError(f"{LOG_LEVEL_VARIABLE} must be one of {', '.join(LOG_LEVELS)}, not {level!r}.")
-    logger = logging.getLogger("interleaf")
+    logger = logging.getLogger(PACKAGE)
     logger.setLevel(level)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
+        logger.addHandler(logging.StreamHandler(sys.stderr))
         logger.propagate = False
+    formatter = JsonFormatter() if settings.json else logging.Formatter(TEXT_FORMAT, "%H:%M:%S")
+    for handler in logger.handlers:
+        handler.setFormatter(formatter)
+    logging.captureWarnings(True)
+    share_log("py.warnings")
+
+
+def share_log(name: str) -> None:
+    """Write another logger's warnings to this package's log."""
+    package, other = logging.getLogger(PACKAGE), logging.getLogger(name)
+    other.handlers = list(package.handlers)
+    other.propagate = False
+    other.setLevel(max(logging.WARNING, package.level))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from interleaf.cli.flags import add_engine_flags, engine_options, size_in_bytes
 from interleaf.config import BUILTIN_MODEL, engine_args
 from interleaf.errors import ConfigError
+from interleaf.observe import LOG_LEVELS, LogSettings, configure_logging, share_log
 
 if TYPE_CHECKING:
     from interleaf.server.launch import Listen
@@ -29,7 +30,6 @@ SAME_OPTIONS = (
     "trust_request_chat_template",
 )
 """Flags that are fields of ServerOptions."""
-LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,15 +95,15 @@ def _add_operation_flags(group: argparse._ArgumentGroup) -> None:
     add("--response-store", metavar="FILE", help="SQLite file that keeps /v1/responses (default: memory)")
     add("--files-dir", metavar="DIR", help="keeps uploaded files and batches (default: gone with the server)")
     add("--log-format", choices=["text", "json"])
-    add("--log-level", choices=LOG_LEVELS, type=str.lower, help="(default: info)")
+    add("--log-level", choices=[level.lower() for level in LOG_LEVELS], type=str.lower, help="(default: info)")
     add("--disable-access-log", action="store_true", help="write no line for each request")
 
 
 def run(args: argparse.Namespace) -> int:
     given = given_flags(args)
-    from interleaf.server import logs
-
-    logs.configure(given.get("log_format", "text"), given.get("log_level", "info").upper())
+    log_level = given["log_level"].upper() if "log_level" in given else None
+    configure_logging(LogSettings(log_level, given.get("log_format") == "json"), default_level="INFO")
+    share_log("uvicorn")
     _serve(given)
     return 0
 

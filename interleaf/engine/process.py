@@ -206,8 +206,14 @@ class EngineLoop:
 
 def main() -> int:
     """Run an engine as the standard input says; returns the exit status."""
-    configure_logging()
-    return serve(read_start(sys.stdin.fileno()), load)
+    start = read_start(sys.stdin.fileno())
+    configure_logging(start.log)
+    try:
+        return serve(start, load)
+    except Exception:
+        # In the log's format, which the interpreter's own traceback would not be.
+        logger.critical("the engine failed", exc_info=True)
+        return 1
 
 
 def load(start: wire.EngineStart) -> Loaded:

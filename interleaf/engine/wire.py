@@ -10,6 +10,7 @@ import msgspec
 
 from interleaf.config import EngineArgs
 from interleaf.messages import FromEngine, ToEngine
+from interleaf.observe import LogSettings
 
 MAX_MESSAGE_BYTES = 1 << 28
 """Larger messages to the engine are cut off by the socket; a prompt of a million tokens has 5 MB."""
@@ -25,11 +26,13 @@ class EngineStart(msgspec.Struct, array_like=True):
     Fields:
         address: of the socket to listen on.
         step_record: file for `interleaf.engine.step_record`.
+        log: how to write its log, which goes to the same stderr as its parent's.
     """
 
     args: EngineArgs
     address: str
     step_record: str
+    log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 
 def _encodable(value: object) -> Any:

@@ -26,7 +26,7 @@ from interleaf.engine.remote import Connection
 from interleaf.engine.step_record import read_step_record
 from interleaf.errors import EngineDeadError, EngineError, InsufficientMemoryError, InterleafError
 from interleaf.messages import EngineOutputs, Ping, Pong
-from interleaf.observe import get_logger
+from interleaf.observe import LogSettings, get_logger
 
 logger = get_logger(__name__)
 
@@ -201,7 +201,7 @@ class Supervisor:
         if self._owns_engine:
             record = self._directory / STEP_RECORD_NAME
             record.unlink(missing_ok=True)
-            start = wire.EngineStart(self._args, self.address, str(record))
+            start = wire.EngineStart(self._args, self.address, str(record), LogSettings.current())
             try:
                 self._process = EngineProcess(start, self._options.engine_module)
             except OSError as error:

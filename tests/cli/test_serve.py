@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import subprocess
 import sys
@@ -15,7 +13,7 @@ import pytest
 from interleaf.cli import serve
 from interleaf.cli.main import main
 from interleaf.config import BUILTIN_MODEL
-from interleaf.server.logs import JsonFormatter
+from interleaf.observe import LogSettings
 from tests.cli.conftest import Run
 
 
@@ -24,7 +22,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What would be served."""
     found: dict[str, Any] = {}
     monkeypatch.setattr(serve, "_serve", found.update)
-    monkeypatch.setattr("interleaf.server.logs.configure", lambda *options: found.update(log=options))
+    monkeypatch.setattr(serve, "configure_logging", lambda settings, default_level: found.update(log=settings))
+    monkeypatch.setattr(serve, "share_log", lambda name: None)
     monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
     return found
 
@@ -57,7 +56,8 @@ def test_what_the_engine_is_told(monkeypatch: pytest.MonkeyPatch, given: list[st
 
     monkeypatch.setattr("interleaf.frontend.async_engine.AsyncEngine", lambda *args, **options: told.update(options))
     monkeypatch.setattr("interleaf.server.launch.serve", serve_nothing)
-    monkeypatch.setattr("interleaf.server.logs.configure", lambda *options: None)
+    monkeypatch.setattr(serve, "configure_logging", lambda settings, default_level: None)
+    monkeypatch.setattr(serve, "share_log", lambda name: None)
     main(["serve", *given, "--port", "0", "--max-num-queued-reqs", "3"])
     assert told == {"served_model_name": name, "max_num_queued_reqs": 3}
 
@@ -66,6 +66,13 @@ def test_what_the_engine_is_told(monkeypatch: pytest.MonkeyPatch, given: list[st
 def test_origins(served: dict[str, Any], given: list[str]) -> None:
     main(["serve", "--allowed-origins", *given])
     assert serve.server_options(served).allowed_origins == ("*",)
+
+
+def test_how_the_log_is_written(served: dict[str, Any]) -> None:
+    main(["serve"])
+    assert served["log"] == LogSettings()
+    main(["serve", "--log-format", "json", "--log-level", "Debug"])
+    assert served["log"] == LogSettings("DEBUG", json=True)
 
 
 def test_a_key_from_the_environment(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +119,3 @@ def test_help_is_there_in_a_blink() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert "--shutdown-timeout" in done.stdout
     assert not {"fastapi", "torch", "transformers", "numpy", "uvicorn"} & set(done.stdout.split())
-
-
-def test_json_logs() -> None:
-    record = logging.LogRecord("interleaf.x", logging.INFO, "f", 1, "a %s \ud800\n", ("b",), None)
-    line = JsonFormatter().format(record)
-    assert "\n" not in line and json.loads(line)["message"] == "a b \\ud800\n" and json.loads(line)["level"] == "INFO"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -37,6 +38,7 @@ from interleaf.messages import (
     StartFailure,
     ToEngine,
 )
+from interleaf.observe import LogSettings
 from interleaf.params import SamplingParams
 from tests.engine import faulty_engine
 from tests.loader import tiny
@@ -278,6 +280,24 @@ def test_it_says_why_it_cannot_start(make_engine: MakeEngine) -> None:
     assert isinstance(failure, StartFailure)
     assert failure.error == "ConfigError" and "max_num_seqs" in failure.message
     assert engine.process.wait(10) == 1
+
+
+def test_its_log_has_the_format_it_was_told(tmp_path: Path, model: str) -> None:
+    args = EngineArgs(model=model, kv_cache_memory_bytes=1 << 24, threads=1)
+    start = wire.EngineStart(
+        args, f"ipc://{tmp_path}/socket", "/no/such/directory/step", LogSettings("INFO", json=True)
+    )
+    raw = wire.encode(start)
+    with subprocess.Popen(
+        [sys.executable, "-m", "interleaf.engine.process"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(wire.START_LENGTH.pack(len(raw)) + raw)
+        process.stdin.flush()
+        [line] = process.stderr.readlines()
+        assert process.wait(10) == 1
+    told = json.loads(line)
+    assert told["level"] == "CRITICAL" and "FileNotFoundError" in told["exception"]
 
 
 def test_it_ends_when_asked(make_engine: MakeEngine) -> None:
