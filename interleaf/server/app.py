@@ -43,6 +43,9 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
         title="interleaf",
         version=__version__,
         lifespan=lifespan,
+        # The framework's own pages load scripts from elsewhere; ours is in web_page.
+        docs_url=None,
+        redoc_url=None,
         # Endpoints return responses; the document shall not claim JSON where there is none.
         default_response_class=Response,
     )

@@ -22,6 +22,7 @@ logger = get_logger(__name__)
 
 PROBES = frozenset({"/health", "/ready", "/ping"})
 """Paths that load balancers ask: they need no key and are answered while the server drains."""
+PAGES = frozenset({"/", "/docs"})
 FILES_PATH = "/v1/files"
 MULTIPART_OVERHEAD = 1 << 16
 """Bytes that a form may have around the file in it."""
@@ -74,7 +75,7 @@ class Edge:
                 "A valid API key is needed, sent as Authorization: Bearer KEY.",
                 code="invalid_api_key",
                 # A browser asks its user for the key, which is sent as a password from then on.
-                headers={"WWW-Authenticate": f'{"Basic" if exchange.path == "/" else "Bearer"} realm="interleaf"'},
+                headers={"WWW-Authenticate": f'{"Basic" if exchange.path in PAGES else "Bearer"} realm="interleaf"'},
             )
         if self._state.draining and exchange.method == "POST":
             raise ApiError(503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "5"})

@@ -1,4 +1,7 @@
-"""The page at `/`: a chat and a live view of the engine, as plain files that need nothing from elsewhere."""
+"""The pages: at `/` a chat and a live view of the engine, at `/docs` the API.
+
+They are plain files that need nothing from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ TYPES = {
     "page.css": "text/css; charset=utf-8",
     "chat.js": "text/javascript; charset=utf-8",
     "live.js": "text/javascript; charset=utf-8",
+    "docs.css": "text/css; charset=utf-8",
+    "docs.js": "text/javascript; charset=utf-8",
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
@@ -29,12 +34,18 @@ HEADERS = {
 @router.get("/", responses=responses(media_type="text/html"))
 async def page() -> Response:
     """The page."""
-    return Response(_content("index.html"), headers=HEADERS, media_type="text/html; charset=utf-8")
+    return _html("index.html")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """The API, read from the OpenAPI document."""
+    return _html("docs.html")
 
 
 @router.get("/page/{name}", include_in_schema=False)
 async def page_file(name: str) -> Response:
-    """What the page is made of."""
+    """What the pages are made of."""
     if name not in TYPES:
         raise ApiError(404, "There is nothing at this path.")
     return Response(_content(name), headers=HEADERS, media_type=TYPES[name])
@@ -53,6 +64,10 @@ async def live(request: Request) -> Response:
     blocks = base64.b64encode(await engine.block_map()).decode()
     told = {name: getattr(stats, name) for name in stats.__struct_fields__}
     return json_response({"stats": told, "blocks": blocks})
+
+
+def _html(name: str) -> Response:
+    return Response(_content(name), headers=HEADERS, media_type="text/html; charset=utf-8")
 
 
 def _content(name: str) -> bytes:

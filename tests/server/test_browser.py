@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from tests.server.test_launch import Process
@@ -114,3 +116,58 @@ def test_dark_and_light(page: Page) -> None:
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         shades.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert shades[0] != shades[1]
+
+
+@pytest.fixture
+def docs(page: Page, url: str) -> Iterator[Page]:
+    """The API's page, loaded; nothing may be asked of any other host."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(url + "/docs")
+    playwright.expect(page.locator("#endpoints")).to_have_attribute("aria-busy", "false")
+    yield page
+    assert [address for address in asked if not address.startswith((url, "data:"))] == []
+
+
+def test_every_endpoint_is_described(docs: Page, url: str) -> None:
+    paths = httpx.get(url + "/openapi.json").json()["paths"]
+    assert docs.locator(".endpoint").count() == sum(len(operations) for operations in paths.values())
+    assert {"OpenAI", "Anthropic"} <= set(docs.locator("h2").all_text_contents())
+    for summary in docs.locator(".endpoint > summary").all():
+        summary.click()
+    playwright.expect(docs.locator(".try")).to_have_count(docs.locator(".endpoint").count())
+
+
+def test_schemas_unfold(docs: Page) -> None:
+    docs.locator(".endpoint > summary", has_text="/v1/chat/completions").click()
+    endpoint = docs.locator(".endpoint[open]")
+    endpoint.locator("summary", has_text="ChatMessage").click()
+    role = endpoint.locator(".fields .fields").first.locator("li").first.inner_text()
+    assert role.startswith("role string") and role.endswith("required")
+
+
+def test_an_endpoint_is_tried_with_the_keyboard(docs: Page) -> None:
+    docs.get_by_label("API key").fill("any")
+    docs.locator(".endpoint > summary", has_text="/v1/completions").focus()
+    docs.keyboard.press("Enter")
+    body = docs.get_by_label("Body (JSON)")
+    assert json.loads(body.input_value())["prompt"] == "Once upon a time"
+    body.fill('{"prompt": "hi", "stream": true}')
+    body.press("Control+Enter")
+    playwright.expect(docs.locator(".answer")).to_contain_text("[DONE]")
+    assert docs.locator(".status").inner_text().startswith("200, ")
+
+
+def test_a_file_is_uploaded(docs: Page) -> None:
+    docs.locator(".endpoint > summary", has_text="Upload File").click()
+    docs.locator("input[type=file]").set_input_files({"name": "in.jsonl", "mimeType": "text/plain", "buffer": b"{}"})
+    docs.get_by_label("purpose").fill("batch")
+    docs.get_by_role("button", name="Send").click()
+    playwright.expect(docs.locator(".answer")).to_contain_text('"filename": "in.jsonl"')
+
+
+def test_an_endpoint_with_parameters_is_tried(docs: Page) -> None:
+    docs.locator(".endpoint > summary", has_text="/v1/models/{model_id}").click()
+    docs.get_by_label("model_id").fill("fake-model")
+    docs.get_by_role("button", name="Send").click()
+    playwright.expect(docs.locator(".answer")).to_contain_text('"id": "fake-model"')
