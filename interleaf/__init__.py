@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from interleaf.errors import InterleafError
     from interleaf.frontend.async_engine import AsyncEngine, AsyncLLM
     from interleaf.llm import LLM
-    from interleaf.outputs import CompletionOutput, Logprob, RequestOutput
-    from interleaf.params import RequestOutputKind, SamplingParams
+    from interleaf.outputs import CompletionOutput, EmbeddingOutput, EmbeddingRequestOutput, Logprob, RequestOutput
+    from interleaf.params import PoolingParams, RequestOutputKind, SamplingParams
 
 _HOME_OF = {
     "LLM": "interleaf.llm",
     "AsyncEngine": "interleaf.frontend.async_engine",
     "AsyncLLM": "interleaf.frontend.async_engine",
     "SamplingParams": "interleaf.params",
+    "PoolingParams": "interleaf.params",
     "RequestOutputKind": "interleaf.params",
     "RequestOutput": "interleaf.outputs",
     "CompletionOutput": "interleaf.outputs",
+    "EmbeddingOutput": "interleaf.outputs",
+    "EmbeddingRequestOutput": "interleaf.outputs",
     "Logprob": "interleaf.outputs",
     "InterleafError": "interleaf.errors",
 }
@@ -35,8 +38,11 @@ __all__ = [
     "AsyncEngine",
     "AsyncLLM",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "InterleafError",
     "Logprob",
+    "PoolingParams",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",

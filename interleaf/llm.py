@@ -15,12 +15,12 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 from interleaf.config import EngineArgs, EngineConfig, engine_args
-from interleaf.errors import ConfigError, EngineDeadError, EngineError, RequestError
+from interleaf.errors import ConfigError, EngineDeadError, EngineError, ParameterError, RequestError
 from interleaf.frontend.output import OutputProcessor, ProcessedOutputs
 from interleaf.frontend.processor import Message, Processor, Prompt, PromptDict, RequestInput
 from interleaf.observe import Metric, scheduler_metrics
-from interleaf.outputs import RequestOutput
-from interleaf.params import RequestOutputKind, SamplingParams
+from interleaf.outputs import EmbeddingRequestOutput, RequestOutput
+from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
 
 if TYPE_CHECKING:
     from interleaf.engine.core import StepTimes
@@ -140,7 +140,35 @@ class LLM:
         Raises:
             RequestError: a prompt or a parameter is wrong. Nothing was queued then.
         """
-        request_ids = self.enqueue(prompts, sampling_params, priority)
+        return self._finished(self.enqueue(prompts, sampling_params, priority), use_tqdm)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: UseTqdm = True,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """Make an embedding of one prompt or of each of many; results come in the order of the prompts.
+
+        Args:
+            prompts, priority: as for `generate`.
+            pooling_params: for all prompts, or one for each; None takes the last token's hidden state, normalized.
+
+        Raises:
+            RequestError: a prompt or a parameter is wrong. Nothing was queued then.
+        """
+        prompts = _listed(prompts)
+        given = PoolingParams() if pooling_params is None else pooling_params
+        params: list[PoolingParams] = _one_each("pooling_params", given, len(prompts))
+        for one in params:
+            if not isinstance(one, PoolingParams):
+                raise ParameterError(f"pooling_params must be a PoolingParams, not {type(one).__name__}.")
+        outputs = self._finished(self.enqueue(prompts, params, priority), use_tqdm)
+        return [EmbeddingRequestOutput.from_output(output) for output in outputs]
+
+    def _finished(self, request_ids: list[str], use_tqdm: UseTqdm) -> list[RequestOutput]:
+        """The last output of each of these requests, which are aborted if this fails."""
         progress = _Progress(use_tqdm, len(request_ids))
         try:
             finished: dict[str, RequestOutput] = {}
@@ -227,11 +255,13 @@ class LLM:
     def enqueue(
         self,
         prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: RequestParams | Sequence[RequestParams] | None = None,
         priority: int | Sequence[int] | None = None,
         output_kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
     ) -> list[str]:
         """Queue prompts without computing anything; arguments are those of `generate`.
+
+        `PoolingParams` in the place of sampling parameters make a request for an embedding, as `embed` does.
 
         Returns:
             the requests' ids, for `collect` and `abort`.
@@ -354,16 +384,17 @@ class LLM:
     def _inputs(
         self,
         prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        params: RequestParams | Sequence[RequestParams] | None,
         priority: int | Sequence[int] | None,
     ) -> list[RequestInput]:
         listed = _listed(prompts)
-        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        given = self.get_default_sampling_params() if params is None else params
+        params_of_each: list[RequestParams] = _one_each("sampling_params", given, len(listed))
         return [
             RequestInput(prompt, params_of_one, priority_of_one)
             for prompt, params_of_one, priority_of_one in zip(
                 listed,
-                _one_each("sampling_params", params, len(listed)),
+                params_of_each,
                 _one_each("priority", 0 if priority is None else priority, len(listed)),
                 strict=True,
             )

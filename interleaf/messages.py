@@ -15,7 +15,7 @@ from enum import IntEnum
 import msgspec
 
 from interleaf.config import EngineConfig
-from interleaf.params import SamplingParams
+from interleaf.params import Pooling, SamplingParams
 
 
 class FinishReason(IntEnum):
@@ -36,7 +36,8 @@ class EngineRequest(msgspec.Struct, array_like=True, omit_defaults=True, tag=Tru
     `request_id` is unique in the engine's lifetime (the frontend makes it; the caller's own id
     stays there). `params.seed` is set. Sequence i of `params.n` samples with `params.seed + i`.
     `resumed_token_ids` holds, per sequence, the output tokens that were already delivered: a
-    replay after an engine died goes on behind them.
+    replay after an engine died goes on behind them. With `pooling` the prompt's pooled hidden states
+    are wanted and nothing is sampled; `params.n` is 1 then, and there are no prompt logprobs.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class EngineRequest(msgspec.Struct, array_like=True, omit_defaults=True, tag=Tru
     arrival_time: float = 0.0
     cache_salt: str | None = None
     resumed_token_ids: list[list[int]] | None = None
+    pooling: Pooling | None = None
 
 
 class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -57,7 +59,8 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     whole block table. A fork (`fork_of` set) is given no tokens to compute in this step: its
     `num_computed_tokens` is already the prompt's length, and it samples from the logits of its
     parent's last token. Logprobs of the prompt positions 1 to `num_prompt_logprobs_done` are not
-    wanted (again).
+    wanted (again). With `pooling` it samples nothing: its hidden states are pooled, for which "mean"
+    needs all of them, so that its `num_computed_tokens` is 0.
     """
 
     sequence_id: str
@@ -71,6 +74,7 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     bad_word_token_ids: list[list[int]] = []
     num_prompt_logprobs_done: int = 0
     fork_of: str | None = None
+    pooling: Pooling | None = None
 
 
 class BlockTableUpdate(msgspec.Struct, array_like=True):
@@ -114,13 +118,15 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
 
     `prompt_logprobs[sequence_id]` is `(start, entries)`: the entries of prompt positions start,
     start + 1, ... (position p's entry tells of prompt token p, given the tokens before it; there
-    is none for position 0).
+    is none for position 0). `pooled[sequence_id]` are the pooled hidden states (float32 values) of
+    a sequence that wants them, in the step that computes its last token.
     """
 
     step: int
     sampled_token_ids: dict[str, list[int]]
     logprobs: dict[str, list[TokenLogprobs]] = {}
     prompt_logprobs: dict[str, tuple[int, list[TokenLogprobs]]] = {}
+    pooled: dict[str, list[float]] = {}
 
 
 class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -128,6 +134,7 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
 
     `scheduled_time`, in seconds of the monotonic clock (which all processes of a machine share), tells
     when the sequence was admitted; it travels with the first tokens after that, and is 0.0 else.
+    `embedding` is what a request with `pooling` ends with: float32 values, not normalized.
     """
 
     request_id: str
@@ -140,6 +147,7 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     num_cached_tokens: int = 0
     error: str | None = None
     scheduled_time: float = 0.0
+    embedding: list[float] | None = None
 
     @property
     def finished(self) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
+
+from interleaf.errors import RequestFailedError
 
 
 @dataclass(slots=True)
@@ -68,6 +71,7 @@ class RequestOutput:
         outputs: `n` sequences, by index.
         finished: whether all of them ended.
         num_cached_tokens: prompt tokens that came from the prefix cache.
+        embedding: what `PoolingParams` ask for, float32 values; None while it is not there, and for other requests.
     """
 
     request_id: str
@@ -78,3 +82,46 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    embedding: list[float] | None = None
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """A prompt's embedding: float32 values, as many as the model is wide or as were asked for."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        """How many values it has."""
+        return len(self.embedding)
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """A request for an embedding, and what came of it; fields as in `RequestOutput`."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    finished: bool
+    num_cached_tokens: int = 0
+
+    @classmethod
+    def from_output(cls, output: RequestOutput) -> Self:
+        """
+        Args:
+            output: the finished one, of a request with `PoolingParams`.
+
+        Raises:
+            RequestFailedError: the request ended without its embedding.
+        """
+        if output.embedding is None:
+            raise RequestFailedError(f"Request {output.request_id} was ended before its embedding was computed.")
+        return cls(
+            output.request_id,
+            EmbeddingOutput(output.embedding),
+            output.prompt_token_ids,
+            output.finished,
+            output.num_cached_tokens,
+        )

@@ -1,11 +1,11 @@
-"""What a request may ask for: sampling parameters under vLLM's names."""
+"""What a request may ask for: sampling and pooling parameters under vLLM's names."""
 
 from __future__ import annotations
 
 import copy
 import math
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -24,6 +24,10 @@ FLAGS = (
     "spaces_between_special_tokens",
     "include_stop_str_in_output",
 )
+
+
+Pooling = Literal["last", "mean"]
+"""Which hidden states an embedding is made of: the last token's, or the mean of all tokens'."""
 
 
 class RequestOutputKind(IntEnum):
@@ -163,9 +167,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
         if self.prompt_logprobs is not None:
             _integer("prompt_logprobs", self.prompt_logprobs, -1, 2**31 - 1)
         if self.truncate_prompt_tokens is not None:
-            _integer("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, 2**31 - 1)
-            if self.truncate_prompt_tokens == 0:
-                raise ParameterError("truncate_prompt_tokens must be at least 1, or -1.", "truncate_prompt_tokens")
+            _truncation(self.truncate_prompt_tokens)
 
     def _check_stops(self) -> None:
         if self.stop is not None:
@@ -200,6 +202,47 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
             raise ParameterError("bad_words must be a list of non-empty strings.", "bad_words")
         if self.extra_args is not None and not isinstance(self.extra_args, dict):
             raise ParameterError("extra_args must be a mapping.", "extra_args")
+
+
+class PoolingParams(msgspec.Struct, omit_defaults=True):
+    """How to make an embedding of a prompt: of the model's hidden states behind its last norm.
+
+    Every value is checked when the object is made; a bad one raises `ParameterError` with the field in `.param`.
+
+    Fields:
+        pooling: see `Pooling`; None is "last".
+        dimensions: keep only the first this many; None keeps all.
+        normalize: scale the embedding (what is kept of it) to length 1.
+        truncate_prompt_tokens: keep only the last this many prompt tokens; -1 is as many as fit.
+    """
+
+    pooling: Pooling | None = None
+    dimensions: int | None = None
+    normalize: bool = True
+    truncate_prompt_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling is not None and self.pooling not in get_args(Pooling):
+            raise ParameterError(f"pooling must be one of {', '.join(get_args(Pooling))}.", "pooling")
+        if self.dimensions is not None:
+            _integer("dimensions", self.dimensions, 1, 2**31 - 1)
+        if not isinstance(self.normalize, bool):
+            raise ParameterError("normalize must be true or false.", "normalize")
+        if self.truncate_prompt_tokens is not None:
+            _truncation(self.truncate_prompt_tokens)
+
+    def clone(self) -> PoolingParams:
+        return copy.deepcopy(self)
+
+
+RequestParams = SamplingParams | PoolingParams
+"""What a prompt comes with: how to go on from it, or how to make an embedding of it."""
+
+
+def _truncation(value: Any) -> None:
+    _integer("truncate_prompt_tokens", value, -1, 2**31 - 1)
+    if value == 0:
+        raise ParameterError("truncate_prompt_tokens must be at least 1, or -1.", "truncate_prompt_tokens")
 
 
 def _number(name: str, value: Any, low: float, high: float, low_open: bool = False) -> None:

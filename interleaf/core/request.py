@@ -123,8 +123,11 @@ class Request:
         """Most tokens that may come from the prefix cache.
 
         The last token is always computed, for its logits. So is every position whose logits a
-        prompt logprob still needs: that of position p + 1 comes from position p.
+        prompt logprob still needs: that of position p + 1 comes from position p. And a mean of
+        hidden states needs them all.
         """
+        if self.group.source.pooling == "mean":
+            return 0
         done = self.num_prompt_logprobs_done
         if self.group.source.params.prompt_logprobs is not None and done < self.num_prompt_tokens - 1:
             return done
@@ -162,6 +165,7 @@ class Request:
             bad_word_token_ids=source.bad_word_token_ids,
             num_prompt_logprobs_done=self.num_prompt_logprobs_done,
             fork_of=fork_of,
+            pooling=source.pooling,
         )
 
 

@@ -18,6 +18,7 @@ from interleaf.messages import (
     BlockTableUpdate,
     EngineOutput,
     EngineRequest,
+    FinishReason,
     SchedulerOutput,
     SchedulerStats,
     StepOutput,
@@ -180,13 +181,15 @@ class Scheduler:
             raise RequestError("The prompt is empty: send at least one token.", "prompt")
         if resumed and len(resumed) != engine_request.params.n:
             raise RequestError(f"resumed_token_ids has {len(resumed)} lists for n={engine_request.params.n} sequences.")
-        if num_prompt_tokens >= self._config.max_model_len:
+        # A prompt whose hidden states are pooled may fill the context; any other must leave room for a token.
+        num_tokens = num_prompt_tokens + (engine_request.pooling is None)
+        if num_tokens > self._config.max_model_len:
             raise PromptTooLongError(
                 f"The prompt has {num_prompt_tokens} tokens, which leaves no room for output in the context of "
                 f"{self._config.max_model_len}: shorten it or raise --max-model-len.",
                 "prompt",
             )
-        if num_prompt_tokens >= self._capacity:
+        if num_tokens > self._capacity:
             raise PromptTooLongError(
                 f"The prompt has {num_prompt_tokens} tokens, which leaves no room for output in the KV cache of "
                 f"{self._capacity}: shorten it or raise --kv-cache-memory-bytes.",
@@ -346,6 +349,9 @@ class Scheduler:
             self._gather_prompt_logprobs(request, step_output)
         if request.num_computed_tokens < request.num_tokens:
             return
+        if request.group.source.pooling is not None:
+            outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
+            return
         new_token_ids: list[int] = []
         stop = None
         for token_id in step_output.sampled_token_ids[sequence_id]:
@@ -367,6 +373,18 @@ class Scheduler:
             output.finish_reason, output.stop_reason = stop
             self._retire(request)
         outputs.append(output)
+
+    def _finish_pooling(self, request: Request, pooled: list[float]) -> EngineOutput:
+        """The end of a sequence that samples nothing."""
+        self._retire(request)
+        return EngineOutput(
+            request.group.source.request_id,
+            request.index,
+            [],
+            finish_reason=FinishReason.STOP,
+            num_cached_tokens=request.num_cached_tokens,
+            embedding=pooled,
+        )
 
     def _gather_prompt_logprobs(self, request: Request, step_output: StepOutput) -> None:
         """Append a chunk's entries behind those there are; a recomputed prompt brings some again."""

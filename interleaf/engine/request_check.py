@@ -29,6 +29,8 @@ def check_request(request: EngineRequest, config: EngineConfig) -> None:
         if count is not None and count > vocab_size:
             raise RequestError(f"{name} is larger than the vocabulary.", name)
     resumed = request.resumed_token_ids or []
+    if request.pooling is not None and (params.n != 1 or params.prompt_logprobs is not None or resumed):
+        raise RequestError("A request for an embedding has one sequence, which generates nothing.", "pooling")
     if any(len(tokens) > config.scheduler.max_model_len for tokens in resumed):
         raise RequestError("resumed_token_ids is longer than the context.", "resumed_token_ids")
     lists: list[tuple[str, Iterable[int]]] = [

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from interleaf.frontend.detokenizer import IncrementalDetokenizer
+from interleaf.frontend.embedding import embedding_of
 from interleaf.messages import EngineOutput, EngineOutputs, FinishReason, TokenLogprobs
 from interleaf.observe import RequestStatistics, get_logger
 from interleaf.outputs import CompletionOutput, Logprob, PromptLogprobs, RequestMetrics, RequestOutput, SampleLogprobs
@@ -214,7 +215,7 @@ class SequenceOutput:
 
 
 class RequestState:
-    """A live request: its prompt, and the output of its `n` sequences."""
+    """A live request: its prompt, and the output of its `n` sequences or its embedding."""
 
     def __init__(self, processed: ProcessedRequest, detokenizers: Sequence[Detokenizer | None]) -> None:
         request = processed.engine_request
@@ -226,6 +227,8 @@ class RequestState:
         self.metrics = RequestMetrics(arrival_time=request.arrival_time)
         self.max_tokens = request.params.max_tokens
         self.num_cached_tokens = 0
+        self._pooling = processed.pooling
+        self._embedding: list[float] | None = None
         self._with_text = request.params.detokenize
         self._prompt_logprobs: PromptLogprobs | None = None if request.params.prompt_logprobs is None else [None]
 
@@ -240,6 +243,8 @@ class RequestState:
         self.num_cached_tokens = max(self.num_cached_tokens, news.num_cached_tokens)
         if self._prompt_logprobs is not None and news.index == 0:
             self._prompt_logprobs += [format_logprobs(entry, self._with_text) for entry in news.prompt_logprobs or []]
+        if self._pooling is not None and news.embedding is not None:
+            self._embedding = embedding_of(news.embedding, self._pooling)
         must_abort = self.sequences[news.index].update(news, format_logprobs)
         if self.finished:
             self.metrics.finished_time = now
@@ -267,6 +272,7 @@ class RequestState:
             finished=self.finished,
             num_cached_tokens=self.num_cached_tokens,
             metrics=self.metrics,
+            embedding=self._embedding,
         )
 
     def _told_prompt_logprobs(self, delta: bool) -> PromptLogprobs | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from interleaf.config import EngineConfig
 from interleaf.errors import CorruptCheckpointError, ParameterError, PromptTooLongError, RequestError
 from interleaf.messages import EngineRequest
-from interleaf.params import RequestOutputKind, SamplingParams
+from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
 
 if TYPE_CHECKING:
     from interleaf.frontend.tokenizer import Tokenizer
@@ -47,24 +47,28 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RequestInput:
-    """What a caller asks: a prompt in any of its forms, and how to go on from it.
+    """What a caller asks: a prompt in any of its forms, and how to go on from it or to make an embedding of it.
 
     `request_id` is the caller's own name for the request; None takes the internal one.
     """
 
     prompt: Prompt
-    params: SamplingParams
+    params: RequestParams
     priority: int = 0
     request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessedRequest:
-    """A request that is ready for the engine, and what only the frontend keeps of it."""
+    """A request that is ready for the engine, and what only the frontend keeps of it.
+
+    `pooling` is set where an embedding is wanted.
+    """
 
     engine_request: EngineRequest
     prompt: str | None
     external_id: str
+    pooling: PoolingParams | None = None
 
 
 class Processor:
@@ -80,6 +84,7 @@ class Processor:
         self.tokenizer = tokenizer
         self._max_model_len = config.scheduler.max_model_len
         self._vocab_size = config.model.vocab_size
+        self._hidden_size = config.model.hidden_size
         self._max_logprobs = config.max_logprobs
         self._generation_config = generation_config
         self._eos_token_ids = _eos_token_ids(config, tokenizer, generation_config)
@@ -152,9 +157,12 @@ class Processor:
 
     def _draft(self, request: RequestInput, output_kind: RequestOutputKind | None) -> ProcessedRequest:
         """A checked request that has no internal id, arrival time and drawn seed yet."""
-        params = self._checked_params(request.params)
-        text, token_ids, salt = self._prompt(request.prompt, params)
-        self._fit_lengths(params, len(token_ids))
+        pooling = self._checked_pooling(request.params) if isinstance(request.params, PoolingParams) else None
+        params = self._checked_params(request.params) if pooling is None else _of_pooling(pooling)
+        least_output = 1 if pooling is None else 0
+        text, token_ids, salt = self._prompt(request.prompt, params, least_output)
+        if pooling is None:
+            self._fit_lengths(params, len(token_ids))
         if output_kind is not None:
             params.output_kind = output_kind
         if isinstance(request.priority, bool) or not isinstance(request.priority, int):
@@ -167,8 +175,9 @@ class Processor:
             bad_word_token_ids=self._bad_word_token_ids(params.bad_words or []),
             priority=request.priority,
             cache_salt=salt,
+            pooling=None if pooling is None else pooling.pooling or "last",
         )
-        return ProcessedRequest(engine_request, text, request.request_id or "")
+        return ProcessedRequest(engine_request, text, request.request_id or "", pooling)
 
     def _issue(self, draft: ProcessedRequest) -> ProcessedRequest:
         request = draft.engine_request
@@ -176,9 +185,19 @@ class Processor:
         request.arrival_time = time.monotonic()
         if request.params.seed is None:
             request.params.seed = self._seeds.getrandbits(SEED_BITS)
-        return ProcessedRequest(request, draft.prompt, draft.external_id or request.request_id)
+        return ProcessedRequest(request, draft.prompt, draft.external_id or request.request_id, draft.pooling)
 
-    def _checked_params(self, params: SamplingParams) -> SamplingParams:
+    def _checked_pooling(self, params: PoolingParams) -> PoolingParams:
+        """A copy of its own for the request; copying checks each field's range once more."""
+        params = params.clone()
+        if params.dimensions is not None and params.dimensions > self._hidden_size:
+            raise ParameterError(
+                f"dimensions is {params.dimensions}, but this model's embeddings have {self._hidden_size}.",
+                "dimensions",
+            )
+        return params
+
+    def _checked_params(self, params: object) -> SamplingParams:
         """A copy of its own for the request; copying checks each field's range once more."""
         if not isinstance(params, SamplingParams):
             raise ParameterError(f"sampling_params must be a SamplingParams, not {type(params).__name__}.")
@@ -208,8 +227,14 @@ class Processor:
                 name,
             )
 
-    def _prompt(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int], str | None]:
-        """Text where there is one, token ids and cache salt of a prompt, cut and checked."""
+    def _prompt(
+        self, prompt: Prompt, params: SamplingParams, least_output: int
+    ) -> tuple[str | None, list[int], str | None]:
+        """Text where there is one, token ids and cache salt of a prompt, cut and checked.
+
+        Args:
+            least_output: tokens that must fit in the context behind it.
+        """
         text, given_ids, salt = _parts(prompt)
         if given_ids is not None:
             token_ids = list(given_ids)
@@ -227,23 +252,23 @@ class Processor:
                     f"vocabulary ends at {self._vocab_size - 1}.",
                     "prompt",
                 )
-        token_ids = self._truncated(token_ids, params)
+        token_ids = self._truncated(token_ids, params, least_output)
         if not token_ids:
             raise RequestError("The prompt is empty: give it at least one token.", "prompt")
-        if len(token_ids) + 1 > self._max_model_len:
+        if len(token_ids) + least_output > self._max_model_len:
             raise PromptTooLongError(
                 f"The prompt has {len(token_ids)} tokens, but the context of {self._max_model_len} leaves room for "
-                f"{self._max_model_len - 1}: shorten it or set truncate_prompt_tokens.",
+                f"{self._max_model_len - least_output}: shorten it or set truncate_prompt_tokens.",
                 "prompt",
             )
         return text, token_ids, salt
 
-    def _truncated(self, token_ids: list[int], params: SamplingParams) -> list[int]:
+    def _truncated(self, token_ids: list[int], params: SamplingParams, least_output: int) -> list[int]:
         keep = params.truncate_prompt_tokens
         if keep is None:
             return token_ids
         if keep == -1:
-            keep = max(1, self._max_model_len - (params.max_tokens or 1))
+            keep = max(1, self._max_model_len - (params.max_tokens or least_output))
         return token_ids[-keep:]
 
     def _fit_lengths(self, params: SamplingParams, num_prompt_tokens: int) -> None:
@@ -297,6 +322,17 @@ def _parts(prompt: Prompt) -> tuple[str | None, list[int] | None, str | None]:
     if salt is not None and (not isinstance(salt, str) or not salt):
         raise RequestError("cache_salt must be a non-empty text.", "cache_salt")
     return text, token_ids, salt
+
+
+def _of_pooling(pooling: PoolingParams) -> SamplingParams:
+    """What the engine is told of a request that samples nothing."""
+    return SamplingParams(
+        seed=0,
+        max_tokens=None,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        truncate_prompt_tokens=pooling.truncate_prompt_tokens,
+    )
 
 
 def _eos_token_ids(config: EngineConfig, tokenizer: Tokenizer, generation_config: Mapping[str, Any]) -> list[int]:

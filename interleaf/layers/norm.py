@@ -17,6 +17,6 @@ class RmsNorm:
     def __call__(self, x: Array) -> Array:
         return self.ops.rms_norm(x, self.weight, self.eps)
 
-    def of_logits_rows(self, x: Array, inputs: ModelInput) -> Array:
-        """Only the rows whose logits are wanted."""
-        return self.ops.rms_norm_of_logits_rows(x, self.weight, self.eps, inputs)
+    def of_logits_rows(self, x: Array, inputs: ModelInput, exact: bool = False) -> Array:
+        """Only the rows in `inputs.logits_index`; `exact` is as float32 whatever the arithmetic's dtype."""
+        return self.ops.rms_norm_of_logits_rows(x, self.weight, self.eps, inputs, exact)

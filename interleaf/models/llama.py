@@ -76,6 +76,10 @@ class LlamaForCausalLM:
         """float32 [L, V] of the tokens in `inputs.logits_index`."""
         return self.head.logits(self.norm.of_logits_rows(residual, inputs))
 
+    def hidden(self, residual: Array, inputs: ModelInput) -> Array:
+        """float32 [L, hidden]: what the output head would see of the tokens in `inputs.logits_index`."""
+        return self.norm.of_logits_rows(residual, inputs, exact=True)
+
 
 def window_of(config: ModelConfig, layer: int) -> int:
     """Keys a query of this layer sees by the checkpoint's `layer_types`, or by `sliding_window` alone; 0 is all."""

@@ -26,6 +26,8 @@ class CausalModel(Protocol):
 
     def logits(self, residual: Array, inputs: ModelInput) -> Array: ...
 
+    def hidden(self, residual: Array, inputs: ModelInput) -> Array: ...
+
 
 def supported_architectures() -> list[str]:
     return sorted(_FAMILIES)

@@ -48,7 +48,7 @@ class ModelInput:
         context_lengths: [max sequences]: keys of each sequence, this step's included.
         sequence_rows: [max sequences]: row of each sequence in `block_tables`.
         block_tables: [batch rows, blocks a sequence].
-        logits_index: [max logits]: the tokens whose logits are wanted.
+        logits_index: [max logits]: the tokens whose logits or hidden states are wanted.
         size: how much of all this is valid now.
     """
 
@@ -100,7 +100,10 @@ class Graph(Protocol):
     """A forward pass that can be run again and again on the same `ModelInput`."""
 
     def run(self, size: StepSize) -> np.ndarray | None:
-        """Run it for `size`; returns the logits as float32 [num_logits, V] if that is what it computes."""
+        """Run it for `size`; returns its result as float32 [num_logits, width] if `graph` was asked for it.
+
+        On some platforms the next run overwrites it.
+        """
 
 
 class Ops(Protocol):
@@ -137,8 +140,10 @@ class Ops(Protocol):
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """x / sqrt(mean(x^2) + eps) * weight, in the arithmetic's dtype. (Zhang & Sennrich 2019)"""
 
-    def rms_norm_of_logits_rows(self, x: Array, weight: Array, eps: float, inputs: ModelInput) -> Array:
-        """The same for the rows whose logits are wanted: [L, width]."""
+    def rms_norm_of_logits_rows(
+        self, x: Array, weight: Array, eps: float, inputs: ModelInput, exact: bool = False
+    ) -> Array:
+        """The same for the rows in `inputs.logits_index`: [L, width]; `exact` leaves it in float32."""
 
     def linear(self, x: Array, weight: LinearWeight) -> Array:
         """x . W^T + bias, as float32."""
@@ -169,7 +174,10 @@ class Ops(Protocol):
         """Causal attention over the paged cache: [T, H D]. (Kwon et al. 2023)"""
 
     def graph(self, forward: Callable[[], Array], inputs: ModelInput, logits: bool) -> Graph:
-        """Make `forward` repeatable; `logits` says whether its result is wanted on the host."""
+        """Make `forward` repeatable.
+
+        `logits`: its result, float32 with a row for each of `inputs.logits_index`, is wanted on the host.
+        """
 
     def sample(self, logits: np.ndarray, sampling: SamplingInput) -> np.ndarray:
         """The next token of each row: int32 [L]."""

@@ -325,15 +325,17 @@ class CpuOps:
         return y
 
     def rms_norm(self, x: Buffer, weight: np.ndarray, eps: float) -> Buffer:
-        return self._rms_norm(x, weight, eps, x.rows, 0)
+        return self._rms_norm(x, weight, eps, self._buffer(x.rows, x.width, self.dtype), 0)
 
-    def rms_norm_of_logits_rows(self, x: Buffer, weight: np.ndarray, eps: float, inputs: ModelInput) -> Buffer:
-        return self._rms_norm(x, weight, eps, _native.Rows.LOGITS, address_of(inputs.logits_index))
+    def rms_norm_of_logits_rows(
+        self, x: Buffer, weight: np.ndarray, eps: float, inputs: ModelInput, exact: bool = False
+    ) -> Buffer:
+        y = self._buffer(_native.Rows.LOGITS, x.width, _native.DType.float32 if exact else self.dtype)
+        return self._rms_norm(x, weight, eps, y, address_of(inputs.logits_index))
 
-    def _rms_norm(self, x: Buffer, weight: np.ndarray, eps: float, rows: _native.Rows, row_index: int) -> Buffer:
-        y = self._buffer(rows, x.width, self.dtype)
+    def _rms_norm(self, x: Buffer, weight: np.ndarray, eps: float, y: Buffer, row_index: int) -> Buffer:
         self.program.rms_norm(
-            rows=rows,
+            rows=y.rows,
             x=x.address,
             weight=address_of(weight),
             y=y.address,

@@ -118,12 +118,13 @@ class ReferenceOps:
         return table.weight[torch.from_numpy(inputs.token_ids[: inputs.size.num_tokens]).long()]
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return self._round(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight)
+        return self._round(_normalize(x, weight, eps))
 
     def rms_norm_of_logits_rows(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, inputs: ModelInput
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, inputs: ModelInput, exact: bool = False
     ) -> torch.Tensor:
-        return self.rms_norm(x[torch.from_numpy(inputs.logits_index[: inputs.size.num_logits]).long()], weight, eps)
+        rows = x[torch.from_numpy(inputs.logits_index[: inputs.size.num_logits]).long()]
+        return _normalize(rows, weight, eps) if exact else self.rms_norm(rows, weight, eps)
 
     def linear(self, x: torch.Tensor, weight: ReferenceLinear) -> torch.Tensor:
         return torch.nn.functional.linear(x, weight.weight, weight.bias)

@@ -12,6 +12,7 @@ from interleaf.messages import NewRequest, SchedulerOutput, StepOutput, TokenLog
 from interleaf.models.registry import CausalModel
 from interleaf.ops import Array, LayerCache, ModelInput, Ops, StepSize
 from interleaf.worker.batch import NO_LOGPROBS, Batch
+from interleaf.worker.pooler import Pooler
 from interleaf.worker.sampler import Sampler
 
 LOGITS_ROWS = 64
@@ -49,6 +50,9 @@ class Runner:
         self._inputs = inputs
         self._body = ops.graph(body, inputs, logits=False)
         self._head = ops.graph(lambda: model.logits(residual[0], inputs), inputs, logits=True)
+        self._pooler = Pooler(
+            self._batch, inputs, lambda: ops.graph(lambda: model.hidden(residual[0], inputs), inputs, logits=True)
+        )
 
     def execute(self, scheduled: SchedulerOutput) -> StepOutput:
         forks = self._apply(scheduled)
@@ -61,6 +65,7 @@ class Runner:
         computed = self._batch.num_computed_tokens[layout.rows] + layout.counts
         self._sample(layout, computed, forks, size, output)
         self._prompt_logprobs(layout, computed, size, output)
+        output.pooled = self._pooler.pool(layout.sequence_ids, layout.rows, layout.starts, layout.counts, size)
         self._batch.num_computed_tokens[layout.rows] = computed
         return output
 
@@ -70,8 +75,11 @@ class Runner:
             row = self._batch.remove(sequence_id)
             if row is not None:
                 self._sampler.remove(row)
+                self._pooler.remove(row)
         for request in scheduled.new_requests:
-            self._sampler.add(self._batch.add(request), request)
+            row = self._batch.add(request)
+            self._sampler.add(row, request)
+            self._pooler.add(row, request)
         for update in scheduled.block_table_updates:
             self._batch.update_block_table(update)
         if scheduled.block_copies:
@@ -113,7 +121,7 @@ class Runner:
     ) -> None:
         """Sample for every sequence whose tokens are all computed, and for its forks from the same logits."""
         batch = self._batch
-        complete = np.flatnonzero(computed == batch.num_tokens[layout.rows])
+        complete = np.flatnonzero((computed == batch.num_tokens[layout.rows]) & batch.samples[layout.rows])
         names = [layout.sequence_ids[i] for i in complete]
         last_token = layout.starts + layout.counts - 1
         index, rows = last_token[complete], layout.rows[complete]

@@ -122,7 +122,9 @@ class MemoryWorker:
         forks = [self.sequences[new.sequence_id] for new in output.new_requests if new.fork_of is not None]
         for held in [*scheduled.values(), *forks]:
             self._check_context(held, held.num_computed)
-            if held.num_computed == len(held.tokens):
+            if held.num_computed == len(held.tokens) and held.new.pooling is not None:
+                step.pooled[held.new.sequence_id] = [float(len(held.tokens))]
+            elif held.num_computed == len(held.tokens):
                 self._sample(held, step)
         return step
 

@@ -22,10 +22,12 @@ class Rig:
         self.worker = MemoryWorker(num_blocks, SIZE)
         self.outputs: list[EngineOutput] = []
 
-    def add(self, request_id, prompt, priority=0, resumed=None, **params):
+    def add(self, request_id, prompt, priority=0, resumed=None, pooling=None, **params):
         prompt = list(range(prompt)) if isinstance(prompt, int) else prompt
         params = SamplingParams(**({"seed": 0, "max_tokens": 8} | params))
-        source = EngineRequest(request_id, prompt, params, priority=priority, resumed_token_ids=resumed)
+        source = EngineRequest(
+            request_id, prompt, params, priority=priority, resumed_token_ids=resumed, pooling=pooling
+        )
         self.scheduler.add_request(source)
         return source
 
@@ -324,3 +326,33 @@ def test_wide_steps_are_cheap():
         scheduler.update(output, step_output)
         seconds.append(time.perf_counter() - start)
     assert sorted(seconds)[len(seconds) // 2] < 2e-3
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_pooling_ends_with_the_prompt_and_samples_nothing(pooling):
+    rig = Rig(max_num_batched_tokens=10)
+    rig.add("a", 25, pooling=pooling)
+    rig.add("b", 3, max_tokens=2)
+    rig.run()
+    [output] = [output for output in rig.outputs if output.request_id == "a"]
+    assert (output.embedding, output.new_token_ids, output.finish_reason) == ([25.0], [], FinishReason.STOP)
+    assert rig.scheduler.stats().num_generation_tokens == 2
+
+
+def test_only_the_mean_reads_no_prefix_cache_and_both_fill_it():
+    rig = Rig()
+    for request_id, pooling in (("a", "mean"), ("b", "mean"), ("c", "last"), ("d", None)):
+        rig.add(request_id, 10, pooling=pooling, max_tokens=1)
+        rig.run()
+    assert [output.num_cached_tokens for output in rig.outputs] == [0, 0, 8, 8]
+
+
+def test_a_pooled_prompt_may_fill_context_and_cache():
+    for limits in ({"max_model_len": 20}, {"num_blocks": 5}):
+        rig = Rig(**limits)
+        rig.add("a", 20, pooling="mean")
+        rig.run()
+        assert rig.reasons() == {("a", 0): FinishReason.STOP}
+        for length, pooling in ((21, "mean"), (20, None)):
+            with pytest.raises(PromptTooLongError):
+                rig.add("b", length, pooling=pooling)

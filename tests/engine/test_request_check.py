@@ -21,6 +21,7 @@ def request(params: dict[str, Any] | None = None, **fields: Any) -> EngineReques
 def test_a_good_request_passes() -> None:
     params = {"stop_token_ids": [0], "logit_bias": {1: 2.0}, "allowed_token_ids": [3], "logprobs": -1}
     check_request(request(params, eos_token_ids=[0], resumed_token_ids=[[1, 2]]), engine_config())
+    check_request(request(pooling="mean"), engine_config())
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,9 @@ def test_a_good_request_passes() -> None:
         request({"logprobs": VOCAB_SIZE + 1}),
         request({"prompt_logprobs": 2**31 - 1}),
         request({"seed": None}),
+        request({"n": 2}, pooling="mean"),
+        request({"prompt_logprobs": 1}, pooling="last"),
+        request(pooling="last", resumed_token_ids=[[1]]),
         request(request_id=""),
         request(request_id="a.1"),
         request(request_id="a\nb"),

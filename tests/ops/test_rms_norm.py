@@ -22,13 +22,14 @@ def test_rms_norm(level: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_rms_norm_of_logits_rows(level: str) -> None:
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
+def test_rms_norm_of_logits_rows(level: str, dtype: str, exact: bool) -> None:
     torch.manual_seed(1)
-    ops, reference, inputs = cpu_ops(level, "float32"), ReferenceOps("float32"), model_input()
+    ops, reference, inputs = cpu_ops(level, dtype), ReferenceOps(dtype), model_input()
     x, weight = torch.randn(30, 50), host_tensor(torch.randn(50), "float32")
     inputs.logits_index[:4] = [29, 0, 7, 7]
     inputs.size.num_logits = 4
-    expected = reference.rms_norm_of_logits_rows(x, reference.vector(weight), 1e-6, inputs)
+    expected = reference.rms_norm_of_logits_rows(x, reference.vector(weight), 1e-6, inputs, exact)
     source, vector = activation(ops, x, _native.DType.float32), ops.vector(weight)
-    actual = run(ops, lambda: ops.rms_norm_of_logits_rows(source, vector, 1e-6, inputs), 4, inputs)
-    assert_close(actual, expected, "float32")
+    actual = run(ops, lambda: ops.rms_norm_of_logits_rows(source, vector, 1e-6, inputs, exact), 4, inputs)
+    assert_close(actual, expected, "float32" if exact else dtype)

@@ -48,11 +48,15 @@ class OpsExecutor:
         pass
 
 
-def outputs(path: Path, reference: bool) -> dict[tuple[str, int], tuple[list[int], list[float]]]:
+def new_core(path: Path, reference: bool) -> EngineCore:
     with open_checkpoint(str(path)) as checkpoint:
         args = EngineArgs(dtype="float32", max_num_batched_tokens=40, max_num_seqs=8, max_model_len=128)
         config = resolve(args, "tiny", checkpoint.hf_config, 0, 1 << 23)
-    core = EngineCore(config, OpsExecutor(config, path, reference))
+    return EngineCore(config, OpsExecutor(config, path, reference))
+
+
+def outputs(path: Path, reference: bool) -> dict[tuple[str, int], tuple[list[int], list[float]]]:
+    core = new_core(path, reference)
     rng = np.random.default_rng(0)
     for i, length in enumerate((1, 16, 33, 70)):
         params = SamplingParams(
@@ -82,3 +86,25 @@ def test_native_and_reference_agree(make: object, tmp_path: Path) -> None:
     for key, (tokens, logprobs) in native.items():
         assert tokens == reference[key][0]
         np.testing.assert_allclose(logprobs, reference[key][1], atol=1e-4)
+
+
+def test_native_and_reference_pool_the_same(tmp_path: Path) -> None:
+    path = tiny.tiny_qwen3(tmp_path / "model")
+    pooled: list[dict[str, list[float]]] = []
+    for reference in (False, True):
+        core, rng = new_core(path, reference), np.random.default_rng(0)
+        for i, length in enumerate((1, 16, 33, 100)):
+            prompt = rng.integers(3, 384, length).tolist()
+            for pooling in ("last", "mean"):
+                params = SamplingParams(seed=0, max_tokens=None)
+                core.add_request(EngineRequest(f"{pooling}{i}", prompt, params, pooling=pooling))
+        found: dict[str, list[float]] = {}
+        while core.has_unfinished():
+            for output in core.step().outputs:
+                assert output.embedding is not None and output.finished
+                found[output.request_id] = output.embedding
+        pooled.append(found)
+    native, reference_pooled = pooled
+    assert len(native) == 8 and native["last0"] == native["mean0"]
+    for name, values in native.items():
+        np.testing.assert_allclose(values, reference_pooled[name], atol=1e-4)
