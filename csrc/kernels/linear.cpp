@@ -59,6 +59,9 @@ void linear_typed(const LinearArgs& args, int rows, const Worker& worker) {
 }
 
 #if defined(__AMX_BF16__)
+constexpr int kStepBytes = kTileDepth * kPanelColumns * 2;  // of a panel, multiplied at once
+constexpr int kFetchBytes = 8 * kStepBytes;                 // how far ahead memory is asked for
+
 // A block of rows of one panel whose sums wait to be finished.
 struct PendingBlock {
   int row, rows, panel;
@@ -90,18 +93,19 @@ void linear_tiles(const LinearArgs& args, int rows, const Worker& worker) {
         const bf16* b = weight + static_cast<ptrdiff_t>(step) * kTileDepth * kPanelColumns;
         return TileColumns{b, b + 32, 128};
       };
-      // While one panel is multiplied the next comes from memory.
-      const auto fetch_next_panel = [weight, &args](int step) __attribute__((always_inline)) {
-        const char* next = reinterpret_cast<const char*>(weight + panel_values<bf16, bf16>(args.k)) + step * 2048;
+      // The first pass over a panel asks for what comes a little later in memory; the hardware follows one stream, but
+      // not from page to page. Asking beyond the end of a weight does no harm.
+      const auto fetch = [weight](int step) __attribute__((always_inline)) {
+        const char* later = reinterpret_cast<const char*>(weight) + kFetchBytes + step * kStepBytes;
 #pragma GCC unroll 32
-        for (int i = 0; i < 2048; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+        for (int i = 0; i < kStepBytes; i += 64) _mm_prefetch(later + i, _MM_HINT_T1);
       };
       for (int row = first; row < last; row += kBlockRows) {
         const int count = lower(kBlockRows, last - row);
         shape.set(count, kTileDepth);
         const bf16* x = static_cast<const bf16*>(args.x) + static_cast<ptrdiff_t>(row) * args.k;
-        if (row == 0 && panel + 1 < panels.end) {
-          tile_product<kTileDepth>(x, args.k, count, args.k / kTileDepth, columns, fetch_next_panel);
+        if (row == 0) {
+          tile_product<kTileDepth>(x, args.k, count, args.k / kTileDepth, columns, fetch);
         } else {
           tile_product<kTileDepth>(x, args.k, count, args.k / kTileDepth, columns, nothing_ahead);
         }
