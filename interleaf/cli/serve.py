@@ -30,6 +30,8 @@ SAME_OPTIONS = (
     "trust_request_chat_template",
 )
 """Flags that are fields of ServerOptions."""
+FRONT_END_OPTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", "otlp_traces_endpoint")
+"""Flags that AsyncEngine has under the same names."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +98,9 @@ def _add_operation_flags(group: argparse._ArgumentGroup) -> None:
     add("--files-dir", metavar="DIR", help="keeps uploaded files and batches (default: gone with the server)")
     add("--log-format", choices=["text", "json"])
     add("--log-level", choices=[level.lower() for level in LOG_LEVELS], type=str.lower, help="(default: info)")
+    add(
+        "--otlp-traces-endpoint", metavar="URL", help="OpenTelemetry collector that is sent a span for each request"
+    )
     add("--disable-access-log", action="store_true", help="write no line for each request")
 
 
@@ -103,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
     given = given_flags(args)
     log_level = given["log_level"].upper() if "log_level" in given else None
     configure_logging(LogSettings(log_level, given.get("log_format") == "json"), default_level="INFO")
-    share_log("uvicorn")
+    for name in ("uvicorn", "opentelemetry"):
+        share_log(name)
     _serve(given)
     return 0
 
@@ -188,8 +194,8 @@ async def _start(given: dict[str, Any], listen: Listen, bound: socket.socket) ->
 
     args = engine_args(engine_options(argparse.Namespace(**given)))
     options = server_options(given)
-    limits = {name: given[name] for name in ("max_num_queued_reqs", "max_num_queued_tokens") if name in given}
-    engine = AsyncEngine(args, served_model_name=options.served_model_names[0], **limits)
+    front_end = {name: given[name] for name in FRONT_END_OPTIONS if name in given}
+    engine = AsyncEngine(args, served_model_name=options.served_model_names[0], **front_end)
     timeout = given.get("shutdown_timeout", DEFAULT_SHUTDOWN_TIMEOUT)
     await serve(engine, bound, listen, options, timeout)
 

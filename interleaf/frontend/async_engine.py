@@ -32,6 +32,7 @@ from interleaf.frontend.output import OutputProcessor, RequestState, sequence_id
 from interleaf.frontend.processor import ProcessedRequest, Processor, Prompt, PromptDict, RequestInput
 from interleaf.frontend.recovery import Recovery
 from interleaf.frontend.supervisor import Supervisor, SupervisorOptions, computes_nothing
+from interleaf.frontend.tracing import RequestTracer
 from interleaf.messages import AbortRequests, AbortSequences, EngineOutputs, EngineRequest, FinishReason, SchedulerStats
 from interleaf.observe import get_logger
 from interleaf.outputs import RequestOutput
@@ -57,8 +58,11 @@ class _Stream:
     by then in one output. So a slow caller costs no memory.
     """
 
-    def __init__(self, processed: ProcessedRequest, state: RequestState) -> None:
+    def __init__(
+        self, processed: ProcessedRequest, state: RequestState, trace_headers: Mapping[str, str] | None
+    ) -> None:
         self.request: EngineRequest = processed.engine_request
+        self.trace_headers = trace_headers
         self.external_id = processed.external_id
         self.state = state
         self.started = False
@@ -100,13 +104,14 @@ class AsyncEngine:
         args: of the engine; or give them as keywords.
         max_num_queued_reqs: most sequences that may wait for the engine; None is no limit.
         max_num_queued_tokens: most prompt tokens that may wait for the engine; None is no limit.
-        served_model_name: what metrics call the model; None is its name in the configuration.
+        served_model_name: what metrics and traces call the model; None is its name in the configuration.
+        otlp_traces_endpoint: the collector that is sent a span of OpenTelemetry for each request.
         address: the `address` of an AsyncEngine in another process, to share its engine.
         supervision: when the engine counts as dead.
         options: fields of `interleaf.config.EngineArgs`.
 
     Raises:
-        ConfigError: an option has no such name.
+        ConfigError: an option has no such name; or traces are asked for, and cannot be had.
 
     All methods are for the thread and the event loop in which it was started.
     """
@@ -118,6 +123,7 @@ class AsyncEngine:
         max_num_queued_reqs: int | None = None,
         max_num_queued_tokens: int | None = None,
         served_model_name: str | None = None,
+        otlp_traces_endpoint: str | None = None,
         address: str | None = None,
         supervision: SupervisorOptions | None = None,
         **options: Any,
@@ -125,6 +131,7 @@ class AsyncEngine:
         self._args = engine_args(options) if args is None else args
         self._admission = Admission(max_num_queued_reqs, max_num_queued_tokens)
         self._served_model_name = served_model_name
+        self._tracer = None if otlp_traces_endpoint is None else RequestTracer(otlp_traces_endpoint)
         self._attached_to = address
         self._supervision = supervision or SupervisorOptions()
         self._name = os.urandom(6).hex()
@@ -194,6 +201,8 @@ class AsyncEngine:
         self._engine_up.set()
         if self._supervisor is not None:
             await self._supervisor.stop()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -217,6 +226,7 @@ class AsyncEngine:
         arrival_time: float | None = None,
         deadline: float | None = None,
         wait_for_restart: bool | float = True,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield what a prompt brings, as `sampling_params.output_kind` says.
 
@@ -231,6 +241,7 @@ class AsyncEngine:
             arrival_time: in seconds of the monotonic clock, for metrics; None is now.
             deadline: seconds from its arrival in which the request must end.
             wait_for_restart: whether to wait while the engine is being started again, or the seconds to do so.
+            trace_headers: `traceparent` and `tracestate`, which name the parent of the request's span.
 
         Raises:
             RequestError: the request is wrong; nothing was queued. Raised when the first output is asked for.
@@ -253,7 +264,7 @@ class AsyncEngine:
         await self._check_open(wait_for_restart)
         processed.engine_request.request_id = f"{self._name}-{processed.engine_request.request_id}"
         processed.engine_request.arrival_time = arrival
-        stream = self._add(processed)
+        stream = self._add(processed, trace_headers)
         internal_id = stream.request.request_id
         timer = None
         if deadline is not None:
@@ -457,14 +468,14 @@ class AsyncEngine:
             return await asyncio.to_thread(self.processor.process, request)
         return self.processor.process(request)
 
-    def _add(self, processed: ProcessedRequest) -> _Stream:
+    def _add(self, processed: ProcessedRequest, trace_headers: Mapping[str, str] | None) -> _Stream:
         request = processed.engine_request
         metrics = self.metrics
         self._admission.check(request, self.config.scheduler.max_num_seqs, metrics.stats.num_waiting)
         self._admission.add(request)
         outputs = _started(self._outputs)
         outputs.statistics.num_prompt_tokens += len(request.prompt_token_ids)
-        stream = self._streams[request.request_id] = _Stream(processed, outputs.add(processed))
+        stream = self._streams[request.request_id] = _Stream(processed, outputs.add(processed), trace_headers)
         self._recovery.add(request.request_id)
         self._set_busy()
         self._send_next()
@@ -509,6 +520,9 @@ class AsyncEngine:
 
     def _retire(self, stream: _Stream) -> None:
         request_id = stream.request.request_id
+        if self._tracer is not None:
+            model_name = self._served_model_name or self.config.model_name
+            self._tracer.record(stream.state, stream.request.params, model_name, stream.trace_headers)
         self._note_start(stream)
         self._admission.remove(stream.request)
         del self._streams[request_id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from interleaf.config import EngineConfig
@@ -52,6 +52,7 @@ class Engine(Protocol):
         cache_salt: str | None = None,
         deadline: float | None = None,
         wait_for_restart: bool | float = True,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]: ...
 
     async def check_health(self, timeout: float) -> None: ...

@@ -6,12 +6,13 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from starlette.requests import Request
 
 from interleaf.frontend.processor import PromptDict
+from interleaf.frontend.tracing import TRACE_HEADERS
 from interleaf.outputs import CompletionOutput, RequestOutput
 from interleaf.params import SamplingParams
 from interleaf.server.engine import Engine
@@ -35,11 +36,13 @@ class Context:
     Fields:
         request_id: the client's, or a made one; unique only if the client's are.
         timeout: seconds from the start of the generation; None is no limit.
+        trace_headers: those that name the parent of its span.
     """
 
     state: ServerState
     request_id: str
     timeout: float | None = None
+    trace_headers: Mapping[str, str] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -48,7 +51,8 @@ class Context:
 
 def context_of(request: Request) -> Context:
     """The context of an HTTP request."""
-    context = new_context(state_of(request), request.state.request_id)
+    trace_headers = {name: request.headers[name] for name in TRACE_HEADERS if name in request.headers}
+    context = replace(new_context(state_of(request), request.state.request_id), trace_headers=trace_headers)
     asked = request.headers.get(TIMEOUT_HEADER)
     if asked is None:
         return context
@@ -123,6 +127,7 @@ async def generated(
             cache_salt=body.cache_salt,
             deadline=context.timeout,
             wait_for_restart=RESTART_PATIENCE,
+            trace_headers=context.trace_headers,
         )
         for number, prompt in enumerate(prompts)
     ]

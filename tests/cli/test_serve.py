@@ -58,8 +58,8 @@ def test_what_the_engine_is_told(monkeypatch: pytest.MonkeyPatch, given: list[st
     monkeypatch.setattr("interleaf.server.launch.serve", serve_nothing)
     monkeypatch.setattr(serve, "configure_logging", lambda settings, default_level: None)
     monkeypatch.setattr(serve, "share_log", lambda name: None)
-    main(["serve", *given, "--port", "0", "--max-num-queued-reqs", "3"])
-    assert told == {"served_model_name": name, "max_num_queued_reqs": 3}
+    main(["serve", *given, "--port", "0", "--max-num-queued-reqs", "3", "--otlp-traces-endpoint", "http://x:1"])
+    assert told == {"served_model_name": name, "max_num_queued_reqs": 3, "otlp_traces_endpoint": "http://x:1"}
 
 
 @pytest.mark.parametrize("given", [["*"], ['["*"]']])

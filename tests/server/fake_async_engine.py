@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from interleaf.config import EngineConfig
@@ -35,6 +35,7 @@ class FakeAsyncEngine:
     Attributes:
         pause: seconds between steps.
         failure: raised by the next requests, before or (`fail_after` tokens) while they run.
+        trace_headers: of the last request.
         aborted: external ids of requests whose stream was closed before its end.
         healthy: False makes health checks fail.
     """
@@ -49,6 +50,7 @@ class FakeAsyncEngine:
         self.pause = 0.0
         self.failure: Exception | None = None
         self.fail_after = 0
+        self.trace_headers: Mapping[str, str] | None = None
         self.aborted: list[str] = []
         self.calls: list[tuple[str, Any]] = []
         self._asleep = False
@@ -80,12 +82,14 @@ class FakeAsyncEngine:
         cache_salt: str | None = None,
         deadline: float | None = None,
         wait_for_restart: bool | float = True,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         if self.failure is not None and not self.fail_after:
             raise self.failure
         self.calls.append(
             ("generate", {"id": request_id, "priority": priority, "salt": cache_salt, "deadline": deadline})
         )
+        self.trace_headers = trace_headers
         processed = self.processor.process(RequestInput(prompt, sampling_params, priority, request_id))
         name = processed.engine_request.request_id
         self._outputs.add(processed)

@@ -36,6 +36,12 @@ async def test_keys(make_client: MakeClient) -> None:
             assert (await client.get(path)).status_code == 200
 
 
+async def test_the_parent_of_a_trace_reaches_the_engine(client: httpx.AsyncClient, engine: FakeAsyncEngine) -> None:
+    parent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
+    await client.post("/v1/completions", json={"prompt": "hi"}, headers={**parent, "x-other": "c"})
+    assert engine.trace_headers == parent
+
+
 async def test_request_ids(client: httpx.AsyncClient) -> None:
     response = await client.post("/v1/completions", json=BODY, headers={"X-Request-Id": "abc"})
     assert response.headers["x-request-id"] == "abc" and response.json()["id"] == "cmpl-abc"
