@@ -207,6 +207,10 @@ class FakeClient:
 
     def _advance(self, sequence: Sequence) -> EngineOutput:
         params = sequence.request.params
+        if sequence.request.pooling is not None:
+            return EngineOutput(
+                sequence.request.request_id, 0, [], finish_reason=FinishReason.STOP, embedding=_pooled(sequence.request)
+            )
         token = self._next(sequence)
         first = not sequence.token_ids
         sequence.token_ids.append(token)
@@ -245,6 +249,11 @@ def _logprobs(token: int, count: int) -> TokenLogprobs:
     """The token is the second likeliest; the likeliest ones are tokens 100, `token`, 102, ..."""
     likeliest = [token if rank == 2 else 99 + rank for rank in range(1, count + 1)]
     return TokenLogprobs([token, *likeliest], [-2.0, *(-float(rank) for rank in range(1, count + 1))], 2)
+
+
+def _pooled(request: EngineRequest) -> list[float]:
+    """As many values as the model is wide: the length of the prompt, 1 for "mean", then zeros."""
+    return [float(len(request.prompt_token_ids)), float(request.pooling == "mean"), *[0.0] * 30]
 
 
 def _text(token_ids: list[int]) -> str:

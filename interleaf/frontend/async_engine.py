@@ -35,8 +35,8 @@ from interleaf.frontend.supervisor import Supervisor, SupervisorOptions, compute
 from interleaf.frontend.tracing import RequestTracer
 from interleaf.messages import AbortRequests, AbortSequences, EngineOutputs, EngineRequest, FinishReason, SchedulerStats
 from interleaf.observe import get_logger
-from interleaf.outputs import RequestOutput
-from interleaf.params import RequestOutputKind, SamplingParams
+from interleaf.outputs import EmbeddingRequestOutput, RequestOutput
+from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
 
 if TYPE_CHECKING:
     from interleaf.frontend.tokenizer import Tokenizer
@@ -218,7 +218,7 @@ class AsyncEngine:
     async def generate(
         self,
         prompt: Prompt,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: RequestParams | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -234,7 +234,7 @@ class AsyncEngine:
 
         Args:
             prompt: as for `LLM.generate`.
-            sampling_params: None takes the checkpoint's defaults.
+            sampling_params: None takes the checkpoint's defaults; with `PoolingParams` the one output has an embedding.
             request_id: the caller's name for it, which outputs bear and `abort` takes.
             priority: lower runs first, where the engine goes by priority.
             cache_salt: requests share cached prefixes only with those of the same salt.
@@ -280,6 +280,28 @@ class AsyncEngine:
             if timer is not None:
                 timer.cancel()
             self._end([internal_id], FinishReason.ABORT)
+
+    async def encode(
+        self,
+        prompt: Prompt,
+        pooling_params: PoolingParams | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[EmbeddingRequestOutput, None]:
+        """Yield, once, the embedding of a prompt.
+
+        Args:
+            pooling_params: None takes the last token's hidden state, normalized.
+            options: and the other arguments, as for `generate`.
+
+        Raises:
+            RequestFailedError: the request was aborted, or the engine could not finish it.
+            InterleafError: as `generate`.
+        """
+        params = PoolingParams() if pooling_params is None else pooling_params
+        async with contextlib.aclosing(self.generate(prompt, params, request_id, **options)) as outputs:
+            async for output in outputs:
+                yield EmbeddingRequestOutput.from_output(output)
 
     async def abort(self, request_id: str) -> None:
         """End the requests of this name (of `generate`'s); their readers get a last output that says "abort"."""

@@ -13,6 +13,7 @@ from interleaf.server import (
     anthropic,
     chat,
     completions,
+    embeddings,
     files_batches,
     models,
     operations,
@@ -26,7 +27,7 @@ from interleaf.server.middleware import Edge
 from interleaf.server.options import ServerOptions
 from interleaf.server.state import ServerState
 
-FAMILIES = (completions, chat, responses, files_batches, anthropic, models, tokenize, operations, web_page)
+FAMILIES = (completions, chat, responses, embeddings, files_batches, anthropic, models, tokenize, operations, web_page)
 
 
 def create_app(engine: Engine, options: ServerOptions) -> FastAPI:

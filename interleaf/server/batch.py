@@ -17,10 +17,12 @@ import msgspec
 
 from interleaf.errors import EngineRestartingError, OverloadedError
 from interleaf.server import chat, completions, responses
+from interleaf.server.embeddings import embeddings
 from interleaf.server.errors import ApiError, api_error, bad_request, validated
 from interleaf.server.generation import Context, new_context
 from interleaf.server.protocol.chat import ChatCompletionRequest
 from interleaf.server.protocol.completions import CompletionRequest
+from interleaf.server.protocol.embeddings import EmbeddingRequest
 from interleaf.server.protocol.responses import ResponseRequest
 from interleaf.server.state import ServerState
 
@@ -48,6 +50,7 @@ async def _response(body: ResponseRequest, context: Context) -> msgspec.Struct:
 ENDPOINTS: dict[str, tuple[type[Any], Respond]] = {
     "/v1/chat/completions": (ChatCompletionRequest, _chat),
     "/v1/completions": (CompletionRequest, _completion),
+    "/v1/embeddings": (EmbeddingRequest, embeddings),
     "/v1/responses": (ResponseRequest, _response),
 }
 """What a batch can ask: url -> model of the body, and what answers it."""
@@ -219,7 +222,7 @@ async def _answer(state: ServerState, line: Line, name: str) -> tuple[int, Any]:
     while True:
         try:
             body = validated(model, line.body)
-            if body.stream:
+            if getattr(body, "stream", False):
                 raise bad_request("A batch cannot be streamed: leave stream out.", "stream")
             return 200, await respond(body, new_context(state, name))
         except OverloadedError as error:

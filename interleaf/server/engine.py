@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from interleaf.config import EngineConfig
 from interleaf.messages import SchedulerStats
 from interleaf.outputs import RequestOutput
-from interleaf.params import SamplingParams
+from interleaf.params import RequestParams, SamplingParams
 
 if TYPE_CHECKING:
     from interleaf.frontend.processor import Processor, Prompt
@@ -45,7 +45,7 @@ class Engine(Protocol):
     def generate(
         self,
         prompt: Prompt,
-        sampling_params: SamplingParams,
+        sampling_params: RequestParams,
         request_id: str | None = None,
         *,
         priority: int = 0,

@@ -14,10 +14,10 @@ from starlette.requests import Request
 from interleaf.frontend.processor import PromptDict
 from interleaf.frontend.tracing import TRACE_HEADERS
 from interleaf.outputs import CompletionOutput, RequestOutput
-from interleaf.params import SamplingParams
+from interleaf.params import RequestParams, SamplingParams
 from interleaf.server.engine import Engine
 from interleaf.server.errors import ApiError, bad_request
-from interleaf.server.protocol.common import PromptTokensDetails, SamplingFields, Usage
+from interleaf.server.protocol.common import PromptTokensDetails, RequestFields, Usage
 from interleaf.server.state import ServerState, state_of
 from interleaf.server.streaming import merged
 
@@ -112,7 +112,7 @@ async def tokenized(engine: Engine, prompt: str | Sequence[int], add_special_tok
 
 
 async def generated(
-    context: Context, body: SamplingFields, prompts: Sequence[PromptDict], params: SamplingParams, request_id: str
+    context: Context, body: RequestFields, prompts: Sequence[PromptDict], params: RequestParams, request_id: str
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """Outputs of all prompts as they come, each with its prompt's number."""
     priority = body.priority or 0
@@ -154,7 +154,7 @@ def default_max_tokens(defaults: SamplingParams) -> int | None:
     return None if defaults.max_tokens == SamplingParams().max_tokens else defaults.max_tokens
 
 
-def identifier(prefix: str, context: Context, body: SamplingFields) -> str:
+def identifier(prefix: str, context: Context, body: RequestFields) -> str:
     """The id of a response: made of the id that the request brings."""
     return f"{prefix}-{body.request_id or context.request_id}"
 

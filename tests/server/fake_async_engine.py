@@ -13,7 +13,7 @@ from interleaf.frontend.output import OutputProcessor
 from interleaf.frontend.processor import Processor, Prompt, RequestInput
 from interleaf.messages import SchedulerStats
 from interleaf.outputs import RequestOutput
-from interleaf.params import SamplingParams
+from interleaf.params import RequestParams, SamplingParams
 from tests.fake_engine import FakeClient, FakeTokenizer, engine_config
 
 
@@ -75,7 +75,7 @@ class FakeAsyncEngine:
     async def generate(
         self,
         prompt: Prompt,
-        sampling_params: SamplingParams,
+        sampling_params: RequestParams,
         request_id: str | None = None,
         *,
         priority: int = 0,

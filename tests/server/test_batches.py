@@ -50,14 +50,16 @@ async def test_results(engine: FakeAsyncEngine, tmp_path: Path) -> None:
         line("f", stream=True),
         b"\n",
         line("a"),
-        line("g", "/v1/embeddings"),
+        line("g", "/v1/audio/speech"),
         b"{\n",
         line(7),
+        line("h", "/v1/embeddings", input="hi"),
     ]
     told = await answer(engine, tmp_path / "out", lines)
     assert told["a"]["response"]["body"]["choices"][0]["message"]["content"] == "hello there"
     assert told["b"]["response"]["body"]["choices"][0]["text"] == "hello there"
     assert told["c"]["response"]["body"]["output"][0]["content"][0]["text"] == "hello there"
+    assert told["h"]["response"]["body"]["data"][0]["embedding"][0] == 1.0
     assert [told[name]["response"]["status_code"] for name in "abcdef"] == [200, 200, 200, 400, 404, 400]
     assert told["d"]["response"]["body"]["error"]["param"] == "n" and told["d"]["error"] is None
     assert [told[number]["error"]["code"] for number in (8, 9, 10, 11)] == [
@@ -165,7 +167,7 @@ async def test_batch_refusals(client: httpx.AsyncClient) -> None:
     data = (await upload(client, b"x", "user_data")).json()["id"]
     assert error(await create(client, data))["param"] == "input_file_id"
     assert error(await create(client, f"file-{'0' * 32}"))["status"] == 404
-    assert error(await create(client, data, endpoint="/v1/embeddings"))["param"] == "endpoint"
+    assert error(await create(client, data, endpoint="/v1/moderations"))["param"] == "endpoint"
     assert error(await create(client, data, completion_window="1h"))["param"] == "completion_window"
     assert error(await client.get("/v1/batches?limit=0"))["param"] == "limit"
 

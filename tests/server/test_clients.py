@@ -141,6 +141,23 @@ def test_responses(client: openai.OpenAI) -> None:
         client.responses.retrieve(first.id)
 
 
+def test_embeddings(client: openai.OpenAI) -> None:
+    """The client asks for base64 unless it is told otherwise, and gives numbers either way."""
+    inputs = ["The quick brown fox", "The dog", "The quick brown fox" * 20]
+    whole = client.embeddings.create(model=MODEL, input=inputs)
+    assert [one.index for one in whole.data] == [0, 1, 2] and whole.usage.total_tokens == whole.usage.prompt_tokens
+    assert all(abs(sum(value**2 for value in one.embedding) - 1) < 1e-5 for one in whole.data)
+    for text, one in zip(inputs, whole.data, strict=True):
+        alone = client.embeddings.create(model=MODEL, input=text, encoding_format="float")
+        assert alone.data[0].embedding == pytest.approx(one.embedding, abs=1e-7)
+    mean: Any = {"pooling": "mean"}
+    [cut] = client.embeddings.create(model=MODEL, input=[[5, 6, 7]], dimensions=8, extra_body=mean).data
+    assert len(cut.embedding) == 8 and cut.embedding != whole.data[0].embedding[:8]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=MODEL, input="x", dimensions=10**6)
+    assert refused.value.param == "dimensions"
+
+
 def test_batches(client: openai.OpenAI) -> None:
     line = {"method": "POST", "url": "/v1/completions", "body": {"prompt": "The", "max_tokens": 2}}
     lines = "".join(json.dumps({"custom_id": str(number), **line}) + "\n" for number in range(20))

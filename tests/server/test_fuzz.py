@@ -53,6 +53,10 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {**COMMON, "prompt": ["hi", "yo"], "echo": True, "logprobs": 2, "best_of": 3}),
     ("/v1/chat/completions", {**COMMON, "messages": MESSAGES, "logprobs": True, "top_logprobs": 2, "tools": TOOLS}),
     ("/v1/responses", {"input": MESSAGES[::2], "instructions": "x", "max_output_tokens": 3, "metadata": {"a": "b"}}),
+    (
+        "/v1/embeddings",
+        {"input": ["hi", "yo"], "dimensions": 2, "pooling": "mean", "encoding_format": "base64", "normalize": False},
+    ),
     ("/v1/messages", {"messages": MESSAGES[2:], "max_tokens": 3, "system": "x", "tools": [{"name": "f"}]}),
     ("/v1/messages/count_tokens", {"messages": MESSAGES[2:]}),
     ("/tokenize", {"messages": MESSAGES, "chat_template_kwargs": {"a": 1}}),

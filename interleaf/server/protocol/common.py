@@ -112,10 +112,18 @@ class ResponseFormat(ApiModel):
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
 
 
-class SamplingFields(ApiModel):
-    """How to sample: OpenAI's fields and vLLM's; what they mean is told in `interleaf.params.SamplingParams`."""
+class RequestFields(ApiModel):
+    """What a request may say to the engine, whatever it wants of it."""
 
     model: str | None = None
+    priority: int | None = 0
+    request_id: str | None = Field(None, min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
+    cache_salt: str | None = Field(None, min_length=1)
+
+
+class SamplingFields(RequestFields):
+    """How to sample: OpenAI's fields and vLLM's; what they mean is told in `interleaf.params.SamplingParams`."""
+
     n: int | None = Field(None, ge=1, le=MAX_N)
     temperature: float | None = None
     top_p: float | None = None
@@ -143,9 +151,6 @@ class SamplingFields(ApiModel):
     prompt_logprobs: int | None = None
     vllm_xargs: dict[str, Any] | None = None
 
-    priority: int | None = 0
-    request_id: str | None = Field(None, min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
-    cache_salt: str | None = Field(None, min_length=1)
     return_token_ids: bool | None = False
     return_tokens_as_token_ids: bool | None = False
 

@@ -28,7 +28,7 @@ PromptField = Annotated[
         }
     ),
 ]
-"""Checked by `CompletionRequest.prompts`: unions of long lists make pydantic report every item."""
+"""Checked by `listed_prompts`: unions of long lists make pydantic report every item."""
 
 
 class CompletionRequest(SamplingFields):
@@ -46,18 +46,7 @@ class CompletionRequest(SamplingFields):
         Raises:
             ApiError: `prompt` is neither text, token ids, nor a list of one kind of them.
         """
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if not isinstance(prompt, list) or not prompt:
-            raise bad_request("prompt must be a string, or a list of strings or of token ids.", "prompt")
-        if _all(prompt, int):
-            return [prompt]
-        if len(prompt) > MAX_PROMPTS:
-            raise bad_request(f"prompt has {len(prompt)} entries, but {MAX_PROMPTS} is the most.", "prompt")
-        if _all(prompt, str) or all(isinstance(one, list) and one and _all(one, int) for one in prompt):
-            return prompt
-        raise bad_request("prompt must be a string, or a list of strings or of token ids.", "prompt")
+        return listed_prompts(self.prompt, "prompt")
 
     def check_fields(self) -> None:
         super().check_fields()
@@ -104,6 +93,24 @@ class CompletionResponse(msgspec.Struct):
     usage: Usage | UnsetType | None = UNSET
     object: str = "text_completion"
     system_fingerprint: str | None = None
+
+
+def listed_prompts(prompts: Any, name: str) -> list[str | list[int]]:
+    """The prompts in a `PromptField`, each as text or token ids.
+
+    Raises:
+        ApiError: the field `name` is neither text, token ids, nor a list of one kind of them.
+    """
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, list) and prompts:
+        if _all(prompts, int):
+            return [prompts]
+        if len(prompts) > MAX_PROMPTS:
+            raise bad_request(f"{name} has {len(prompts)} entries, but {MAX_PROMPTS} is the most.", name)
+        if _all(prompts, str) or all(isinstance(one, list) and one and _all(one, int) for one in prompts):
+            return prompts
+    raise bad_request(f"{name} must be a string, or a list of strings or of token ids.", name)
 
 
 def _all(values: list[Any], kind: type) -> bool:
