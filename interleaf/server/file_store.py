@@ -56,12 +56,12 @@ class FileStore:
         self._write(file)
         return file
 
-    def file(self, file_id: str) -> FileObject:
+    def file(self, file_id: str, param: str = "file_id") -> FileObject:
         """
         Raises:
-            ApiError: (404) there is no such file.
+            ApiError: (404) there is no such file; `param` is the part of the request that named it.
         """
-        return self._read(file_id, "file", FileObject)
+        return self._read(file_id, "file", FileObject, param)
 
     def files(self) -> list[FileObject]:
         """All files, newest first."""
@@ -85,7 +85,7 @@ class FileStore:
         Raises:
             ApiError: (404) there is no such batch.
         """
-        return self._read(batch_id, "batch", BatchObject)
+        return self._read(batch_id, "batch", BatchObject, "batch_id")
 
     def batches(self) -> list[BatchObject]:
         """All batches, newest first."""
@@ -97,14 +97,16 @@ class FileStore:
         unfinished.write_bytes(msgspec.json.encode(value))
         os.replace(unfinished, path)
 
-    def _read(self, name: str, kind: str, shape: type[T]) -> T:
+    def _read(self, name: str, kind: str, shape: type[T], param: str) -> T:
         if NAME.fullmatch(name) and name.startswith(kind + "-"):
             try:
                 return msgspec.json.decode((self._directory / f"{name}.json").read_bytes(), type=shape)
             except FileNotFoundError:
                 pass
-        raise ApiError(404, f"There is no {kind} {name[:200]!r} here.", "id", "not_found")
+        raise ApiError(404, f"There is no {kind} {name[:200]!r} here.", param, "not_found")
 
     def _all(self, kind: str, shape: type[T]) -> list[T]:
         names = [path.stem for path in self._directory.glob(f"{kind}-*.json")]
-        return sorted((self._read(name, kind, shape) for name in names), key=lambda one: one.created_at, reverse=True)
+        return sorted(
+            (self._read(name, kind, shape, "id") for name in names), key=lambda one: one.created_at, reverse=True
+        )

@@ -100,7 +100,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
     state = state_of(request)
     if body.endpoint not in ENDPOINTS:
         raise bad_request(f"endpoint must be one of {', '.join(ENDPOINTS)}.", "endpoint")
-    if state.files.file(body.input_file_id).purpose != "batch":
+    if state.files.file(body.input_file_id, "input_file_id").purpose != "batch":
         raise bad_request("The input file's purpose must be batch.", "input_file_id")
     created = generation.now()
     batch = BatchObject(

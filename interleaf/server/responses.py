@@ -96,10 +96,15 @@ async def list_input_items(response_id: str, request: Request) -> Response:
     return json_response({"object": "list", "data": items, "has_more": False, **ends})
 
 
-async def _stored(state: ServerState, response_id: str) -> StoredResponse:
+async def _stored(state: ServerState, response_id: str, param: str = "response_id") -> StoredResponse:
+    """A stored response.
+
+    Raises:
+        ApiError: (404) there is none; `param` is the part of the request that named it.
+    """
     found = await state.response_store.get(response_id) if RESPONSE_ID.fullmatch(response_id) else None
     if found is None:
-        raise ApiError(404, f"There is no response {response_id[:200]!r} here.", "response_id", "response_not_found")
+        raise ApiError(404, f"There is no response {response_id[:200]!r} here.", param, "response_not_found")
     if found.body["status"] in ("queued", "in_progress") and response_id not in state.background_responses:
         # Its server was ended while it was written.
         found.body.update(status="failed", error={"code": "server_error", "message": "The server was restarted."})
@@ -133,7 +138,7 @@ class Job:
         model = context.state.check_model(body.model)
         before: list[dict[str, Any]] = []
         if body.previous_response_id is not None:
-            previous = await _stored(context.state, body.previous_response_id)
+            previous = await _stored(context.state, body.previous_response_id, "previous_response_id")
             if previous.body["status"] not in ("completed", "incomplete"):
                 raise bad_request("The previous response is not complete.", "previous_response_id")
             before = previous.messages

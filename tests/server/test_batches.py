@@ -166,7 +166,8 @@ async def test_a_cancelled_batch(client: httpx.AsyncClient, engine: FakeAsyncEng
 async def test_batch_refusals(client: httpx.AsyncClient) -> None:
     data = (await upload(client, b"x", "user_data")).json()["id"]
     assert error(await create(client, data))["param"] == "input_file_id"
-    assert error(await create(client, f"file-{'0' * 32}"))["status"] == 404
+    missing = error(await create(client, f"file-{'0' * 32}"))
+    assert missing["status"] == 404 and missing["param"] == "input_file_id"
     assert error(await create(client, data, endpoint="/v1/moderations"))["param"] == "endpoint"
     assert error(await create(client, data, completion_window="1h"))["param"] == "completion_window"
     assert error(await client.get("/v1/batches?limit=0"))["param"] == "limit"

@@ -82,6 +82,7 @@ async def test_going_on(client: httpx.AsyncClient, engine: FakeAsyncEngine) -> N
         await client.get("/v1/responses/resp_"),
     ):
         assert error(response)["status"] == 404
+    assert error(await respond(client, previous_response_id="resp_"))["param"] == "previous_response_id"
 
 
 async def test_items(client: httpx.AsyncClient, engine: FakeAsyncEngine) -> None:
