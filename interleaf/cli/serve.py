@@ -98,9 +98,7 @@ def _add_operation_flags(group: argparse._ArgumentGroup) -> None:
     add("--files-dir", metavar="DIR", help="keeps uploaded files and batches (default: gone with the server)")
     add("--log-format", choices=["text", "json"])
     add("--log-level", choices=[level.lower() for level in LOG_LEVELS], type=str.lower, help="(default: info)")
-    add(
-        "--otlp-traces-endpoint", metavar="URL", help="OpenTelemetry collector that is sent a span for each request"
-    )
+    add("--otlp-traces-endpoint", metavar="URL", help="OpenTelemetry collector that is sent a span for each request")
     add("--disable-access-log", action="store_true", help="write no line for each request")
 
 
