@@ -24,7 +24,7 @@ import interleaf._native as _native
 from interleaf.config import usable_cores
 from interleaf.host_tensor import HostTensor
 from interleaf.ops import AttentionShape, Graph, ModelInput, SamplingInput, StepSize
-from interleaf.ops.cpu import Buffer, CpuOps
+from interleaf.ops.cpu import Buffer, CpuOps, instruction_level
 
 LINEAR_SHAPES = {
     "smollm2-135m qkv": (960, 576),
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--quantization", choices=["int8", "int4"], help="of linear's weights")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 256, 2048])
     args = parser.parse_args()
-    runtime = _native.Runtime(args.threads, _native.usable_levels()[-1])
+    runtime = _native.Runtime(args.threads, instruction_level())
     probe = statistics.median(runtime.read_probe(512 << 20) for _ in range(5))
     print(f"{args.threads} threads, {runtime.level}; reading memory: {probe:.1f} GB/s\n")
     for name in args.ops or BENCHMARKS:

@@ -9,6 +9,8 @@ namespace {
 // Activations of this many bytes stay in the second-level cache while all panels pass over them.
 constexpr int kActivationBytes = 1024 << 10;
 
+constexpr int kColumnsAhead = 4096;  // bytes: how far ahead weights are asked for
+
 template <typename A, typename B>
 INTERLEAF_INLINE size_t panel_values(int k) {
   return size_t{kPanelColumns} * static_cast<size_t>(sizeof(B) == 2 ? round_up(k, 2) : k);
@@ -23,10 +25,23 @@ void panel_rows(const LinearArgs& args, const A* a, int first, int rows, int pan
     const B* row = weight + static_cast<ptrdiff_t>(j) * kStride;
     return Columns<B>{row, row + kStride / 2};
   };
+  // One row waits for nothing but memory, and the hardware runs ahead of it. With several, the products that wait for
+  // their operands keep later loads from starting.
+  const auto columns_and_later = [columns](int j) __attribute__((always_inline)) {
+    const Columns<B> here = columns(j);
+    __builtin_prefetch(reinterpret_cast<const char*>(here.low) + kColumnsAhead, 0, 2);
+    __builtin_prefetch(reinterpret_cast<const char*>(here.high) + kColumnsAhead, 0, 2);
+    return here;
+  };
   for_row_blocks(rows, [&]<int M>(int begin) __attribute__((always_inline)) {
     F32x16 sum[M][2];
     clear<M>(sum);
-    product<M>(a + static_cast<ptrdiff_t>(begin) * args.k, args.k, args.k, columns, static_cast<const B*>(nullptr), sum);
+    const A* x = a + static_cast<ptrdiff_t>(begin) * args.k;
+    if constexpr (M == 1) {
+      product<M>(x, args.k, args.k, columns, static_cast<const B*>(nullptr), sum);
+    } else {
+      product<M>(x, args.k, args.k, columns_and_later, static_cast<const B*>(nullptr), sum);
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r) finish<Y>(args, first + begin + r, panel, sum[r][0], sum[r][1]);
   });
