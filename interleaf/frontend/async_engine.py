@@ -266,10 +266,7 @@ class AsyncEngine:
         processed.engine_request.arrival_time = arrival
         stream = self._add(processed, trace_headers)
         internal_id = stream.request.request_id
-        timer = None
-        if deadline is not None:
-            left = arrival + deadline - time.monotonic()
-            timer = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, internal_id, deadline)
+        timer = self._expiry_timer(internal_id, arrival, deadline)
         try:
             finished = False
             while not finished:
@@ -280,6 +277,13 @@ class AsyncEngine:
             if timer is not None:
                 timer.cancel()
             self._end([internal_id], FinishReason.ABORT)
+
+    def _expiry_timer(self, internal_id: str, arrival: float, deadline: float | None) -> asyncio.TimerHandle | None:
+        """Ends a request `deadline` seconds after its arrival, unless it is cancelled."""
+        if deadline is None:
+            return None
+        left = arrival + deadline - time.monotonic()
+        return asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, internal_id, deadline)
 
     async def encode(
         self,

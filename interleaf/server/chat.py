@@ -14,6 +14,7 @@ from interleaf.outputs import CompletionOutput
 from interleaf.params import RequestOutputKind, SamplingParams
 from interleaf.server import generation
 from interleaf.server.chat_prompt import chat_prompt, message_dict
+from interleaf.server.clock import now
 from interleaf.server.errors import bad_request
 from interleaf.server.generation import Context, UsageCounter, context_of, generated
 from interleaf.server.logprobs import LogprobWriter, of_prompt
@@ -51,7 +52,7 @@ class Job:
     id: str
     model: str
     params: SamplingParams
-    created: int = field(default_factory=generation.now)
+    created: int = field(default_factory=now)
 
     @staticmethod
     def of(body: ChatCompletionRequest, context: Context) -> Job:

@@ -13,6 +13,7 @@ from interleaf.frontend.processor import PromptDict
 from interleaf.outputs import CompletionOutput, Logprob, PromptLogprobs, RequestOutput
 from interleaf.params import RequestOutputKind, SamplingParams
 from interleaf.server import generation
+from interleaf.server.clock import now
 from interleaf.server.errors import bad_request
 from interleaf.server.generation import Context, UsageCounter, context_of, generated
 from interleaf.server.logprobs import LogprobWriter, of_prompt
@@ -54,7 +55,7 @@ class Job:
     model: str
     params: SamplingParams
     count: int
-    created: int = field(default_factory=generation.now)
+    created: int = field(default_factory=now)
     echoed: dict[int, PromptLogprobs] = field(default_factory=dict)
     offsets: dict[int, int] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from interleaf.errors import ConfigError
-from interleaf.server import generation
+from interleaf.server.clock import now
 from interleaf.server.errors import ApiError
 from interleaf.server.protocol.batches import BatchObject, FileObject
 
@@ -52,7 +52,7 @@ class FileStore:
     def add_file(self, file_id: str, filename: str, purpose: str) -> FileObject:
         """Make known a file whose contents are there."""
         size = self.content_path(file_id).stat().st_size
-        file = FileObject(file_id, size, generation.now(), filename[:MAX_NAME_CHARS], purpose)
+        file = FileObject(file_id, size, now(), filename[:MAX_NAME_CHARS], purpose)
         self._write(file)
         return file
 

@@ -12,8 +12,8 @@ from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from starlette.responses import FileResponse
 
 from interleaf.observe import get_logger
-from interleaf.server import generation
 from interleaf.server.batch import ENDPOINTS, NumberedLine, Result, ResultFile, read_lines, run_batch
+from interleaf.server.clock import now
 from interleaf.server.errors import ApiError, bad_request
 from interleaf.server.protocol.batches import (
     BatchList,
@@ -102,7 +102,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
         raise bad_request(f"endpoint must be one of {', '.join(ENDPOINTS)}.", "endpoint")
     if state.files.file(body.input_file_id, "input_file_id").purpose != "batch":
         raise bad_request("The input file's purpose must be batch.", "input_file_id")
-    created = generation.now()
+    created = now()
     batch = BatchObject(
         f"batch-{uuid.uuid4().hex}",
         body.endpoint,
@@ -141,7 +141,7 @@ async def cancel_batch(batch_id: str, request: Request) -> Response:
     batch = _current(state, batch_id)
     if batch.status in ENDED:
         raise ApiError(409, f"The batch has ended: it is {batch.status}.", "batch_id")
-    batch.status, batch.cancelling_at = "cancelling", generation.now()
+    batch.status, batch.cancelling_at = "cancelling", now()
     state.files.put_batch(batch)
     running = state.batches[batch_id]
     running.task.cancel()
@@ -180,7 +180,7 @@ class RunningBatch:
         batch = self.batch
         try:
             async with self._state.batch_turn:
-                async with asyncio.timeout(max(0, batch.expires_at - generation.now())):
+                async with asyncio.timeout(max(0, batch.expires_at - now())):
                     await self._run()
             self._end("completed")
         except asyncio.CancelledError:
@@ -204,7 +204,7 @@ class RunningBatch:
         batch.error_file_id = batch.error_file_id or store.new_path()[0]
         with path.open("rb") as lines:
             total = sum(1 for _ in read_lines(lines, batch.endpoint))
-        batch.status, batch.in_progress_at = "in_progress", batch.in_progress_at or generation.now()
+        batch.status, batch.in_progress_at = "in_progress", batch.in_progress_at or now()
         store.put_batch(batch)
         good = ResultFile(store.content_path(batch.output_file_id))
         bad = ResultFile(store.content_path(batch.error_file_id))
@@ -218,7 +218,7 @@ class RunningBatch:
             with path.open("rb") as raw:
                 lines_left: Iterator[NumberedLine] = read_lines(raw, batch.endpoint)
                 await run_batch(self._state, lines_left, good.done | bad.done, add)
-            batch.status, batch.finalizing_at = "finalizing", generation.now()
+            batch.status, batch.finalizing_at = "finalizing", now()
         finally:
             good.close()
             bad.close()
@@ -234,7 +234,7 @@ class RunningBatch:
             else:
                 setattr(batch, name, None)
         batch.status = status
-        setattr(batch, f"{status}_at", generation.now())
+        setattr(batch, f"{status}_at", now())
         store.put_batch(batch)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -157,7 +156,3 @@ def default_max_tokens(defaults: SamplingParams) -> int | None:
 def identifier(prefix: str, context: Context, body: RequestFields) -> str:
     """The id of a response: made of the id that the request brings."""
     return f"{prefix}-{body.request_id or context.request_id}"
-
-
-def now() -> int:
-    return int(time.time())

@@ -17,6 +17,7 @@ from interleaf.outputs import CompletionOutput, RequestOutput
 from interleaf.params import RequestOutputKind
 from interleaf.server import generation
 from interleaf.server.chat_prompt import chat_prompt
+from interleaf.server.clock import now
 from interleaf.server.errors import ApiError, api_error, bad_request, validated
 from interleaf.server.generation import Context, UsageCounter, context_of, generated
 from interleaf.server.logprobs import LogprobWriter
@@ -144,7 +145,7 @@ class Job:
             before = previous.messages
         messages = [*before, *input_messages(body.input)]
         # Never made of the client's id: that may come twice, and one response must not take another's place.
-        response = ResponseObject(f"resp_{uuid.uuid4().hex}", generation.now(), model)
+        response = ResponseObject(f"resp_{uuid.uuid4().hex}", now(), model)
         job = Job(body, context, messages, _told_again(response, body))
         job._message_fields()
         return job
@@ -278,7 +279,7 @@ class Job:
         cut_off = one.finish_reason == "length"
         response.status = "incomplete" if cut_off else "completed"
         response.incomplete_details = IncompleteDetails("max_output_tokens") if cut_off else None
-        response.completed_at = None if cut_off else generation.now()
+        response.completed_at = None if cut_off else now()
         response.output = [OutputMessage(f"msg_{response.id[5:]}", response.status, [text])]
         response.usage = ResponseUsage(
             counter.prompt_tokens,
