@@ -7,7 +7,11 @@ namespace interleaf::INTERLEAF_LEVEL {
 namespace {
 
 // Activations of this many bytes stay in the second-level cache while all panels pass over them.
+#if defined(__AMX_BF16__)
 constexpr int kActivationBytes = 1024 << 10;
+#else
+constexpr int kActivationBytes = 512 << 10;
+#endif
 
 constexpr int kColumnsAhead = 4096;  // bytes: how far ahead weights are asked for
 
