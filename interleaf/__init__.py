@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from interleaf.frontend.async_engine import AsyncEngine, AsyncLLM
     from interleaf.llm import LLM
     from interleaf.outputs import CompletionOutput, EmbeddingOutput, EmbeddingRequestOutput, Logprob, RequestOutput
-    from interleaf.params import PoolingParams, RequestOutputKind, SamplingParams
+    from interleaf.params import (
+        GuidedDecodingParams,
+        PoolingParams,
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
 
 _HOME_OF = {
     "LLM": "interleaf.llm",
     "AsyncEngine": "interleaf.frontend.async_engine",
     "AsyncLLM": "interleaf.frontend.async_engine",
     "SamplingParams": "interleaf.params",
+    "StructuredOutputsParams": "interleaf.params",
+    "GuidedDecodingParams": "interleaf.params",
     "PoolingParams": "interleaf.params",
     "RequestOutputKind": "interleaf.params",
     "RequestOutput": "interleaf.outputs",
@@ -40,12 +48,14 @@ __all__ = [
     "CompletionOutput",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
+    "GuidedDecodingParams",
     "InterleafError",
     "Logprob",
     "PoolingParams",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 

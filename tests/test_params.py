@@ -10,7 +10,14 @@ import msgspec
 import pytest
 
 from interleaf.errors import InterleafError, ParameterError
-from interleaf.params import MAX_N, MAX_SEED, MAX_STOP_STRINGS, RequestOutputKind, SamplingParams
+from interleaf.params import (
+    MAX_N,
+    MAX_SEED,
+    MAX_STOP_STRINGS,
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 
 HUGE = 2**31
 NAN, INFINITY = math.nan, math.inf
@@ -46,6 +53,8 @@ GOOD: dict[str, list[Any]] = {
     "bad_words": [None, [], ["a", " b"]],
     "truncate_prompt_tokens": [None, -1, 1, 5],
     "extra_args": [None, {"a": 1}],
+    "structured_outputs": [None, StructuredOutputsParams(regex="a")],
+    "guided_decoding": [None, StructuredOutputsParams(regex="a")],
 }
 
 BAD: dict[str, list[Any]] = {
@@ -76,6 +85,8 @@ BAD: dict[str, list[Any]] = {
     "bad_words": ["a", [""], [1], 5, [None]],
     "truncate_prompt_tokens": [0, -2, HUGE, *NOT_AN_INTEGER],
     "extra_args": [5, "x", [1]],
+    "structured_outputs": [{"regex": "a"}, "a", True],
+    "guided_decoding": [{"regex": "a"}, "a", True],
 }  # fmt: skip
 
 
