@@ -154,17 +154,18 @@ nb::class_<Program> bind_program(nb::module_& module) {
           "attention",
           [](Program& program, Address q, Address y, Address k_cache, Address v_cache, Address block_tables,
              int64_t block_table_stride, Address sequence_rows, Address query_start, Address context_lengths, int num_heads,
-             int num_kv_heads, int head_dim, int block_size, int window, float scale, DType type) {
+             int num_kv_heads, int head_dim, int block_size, int window, float scale,
+             float soft_cap, DType type) {
             program.add<&interleaf::KernelTable::attention>(
                 "attention", Rows::kSequences,
                 interleaf::AttentionArgs{at<void>(q), at<void>(y), at<void>(k_cache), at<void>(v_cache),
                                          at<int32_t>(block_tables), at<int32_t>(sequence_rows), at<int32_t>(query_start),
                                          at<int32_t>(context_lengths), block_table_stride, num_heads, num_kv_heads,
-                                         head_dim, block_size, window, scale, type});
+                                         head_dim, block_size, window, scale, soft_cap, type});
           },
           nb::kw_only(), "q"_a, "y"_a, "k_cache"_a, "v_cache"_a, "block_tables"_a, "block_table_stride"_a,
           "sequence_rows"_a, "query_start"_a, "context_lengths"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a,
-          "block_size"_a, "window"_a, "scale"_a, "type"_a);
+          "block_size"_a, "window"_a, "scale"_a, "soft_cap"_a, "type"_a);
   return bound;
 }
 

@@ -139,6 +139,7 @@ struct AttentionArgs {
   int32_t num_heads, num_kv_heads, head_dim, block_size;
   int32_t window;  // keys a query sees, itself included; 0 is all
   float scale;
+  float soft_cap;  // scores become soft_cap * tanh(scale * q.k / soft_cap); 0 is none
   DType type;
 };
 

@@ -297,6 +297,11 @@ INTERLEAF_INLINE float exp2_of_negative(float x) {
   return v[0];
 }
 
+// Within 2e-7.
+INTERLEAF_INLINE F32x16 tanh(F32x16 x) {
+  return fma(broadcast(-2.0f), reciprocal(exp(x + x) + broadcast(1.0f)), broadcast(1.0f));
+}
+
 INTERLEAF_INLINE F32x16 silu(F32x16 x) {
   return x * reciprocal(broadcast(1.0f) + exp(broadcast(0.0f) - x));
 }

@@ -152,6 +152,13 @@ INTERLEAF_INLINE Range visible_keys(const Span<T>& span, int row, int begin, int
   return {higher(first - begin, 0), lower(position + 1, end) - begin};
 }
 
+// Bends the scores of a row into (-soft_cap, soft_cap). (Gemma 2)
+template <typename T>
+INTERLEAF_INLINE void cap_row(const Span<T>& span, float* scores, int width) {
+  const F32x16 scale = broadcast(span.args.scale / span.args.soft_cap), cap = broadcast(span.args.soft_cap);
+  for (int i = 0; i < width; i += kLanes) store(scores + i, cap * tanh(load(scores + i) * scale));
+}
+
 // Turns a row's scores into softmax weights relative to the chunk's own maximum, zero outside of `visible`.
 template <typename T>
 void weigh_row(const Span<T>& span, int row, Range visible, int num_keys, float* chunk_max, float* chunk_sum,
@@ -159,11 +166,13 @@ void weigh_row(const Span<T>& span, int row, Range visible, int num_keys, float*
   float* scores = work.scores + static_cast<ptrdiff_t>(row) * kScoreStride;
   auto* weights = work.weights + static_cast<ptrdiff_t>(row) * kWeightStride;
   const int width = round_up(num_keys, 2 * kKeyGroup);
+  const bool capped = span.args.soft_cap > 0.0f;
+  if (capped) cap_row(span, scores, width);
   for (int i = 0; i < lower(visible.begin, width); ++i) scores[i] = kMinusInfinity;
   for (int i = higher(visible.end, 0); i < width; ++i) scores[i] = kMinusInfinity;
   F32x16 highest = broadcast(kMinusInfinity);
   for (int i = 0; i < width; i += kLanes) highest = maximum(load(scores + i), highest);
-  const float scale = span.args.scale * kLog2E;
+  const float scale = (capped ? 1.0f : span.args.scale) * kLog2E;
   const float top = reduce_max(highest) * scale;
   *chunk_max = top;
   *chunk_sum = 0.0f;

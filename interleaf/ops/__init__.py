@@ -65,13 +65,20 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """What does not change from step to step. `window`: keys a query sees, itself included; 0 is all."""
+    """What does not change from step to step.
+
+    Fields:
+        scale: scores are scale * q . k.
+        window: keys a query sees, itself included; 0 is all.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap); 0 is none. (Gemma 2, 2024)
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     scale: float
     window: int = 0
+    soft_cap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

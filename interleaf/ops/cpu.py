@@ -452,6 +452,7 @@ class CpuOps:
             block_size=cache.block_size,
             window=shape.window,
             scale=shape.scale,
+            soft_cap=shape.soft_cap,
             type=self.dtype,
         )
         return y

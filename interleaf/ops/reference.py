@@ -179,6 +179,8 @@ class ReferenceOps:
         values = values.repeat_interleave(shape.num_heads // shape.num_kv_heads, dim=1)
         queries = q.view(len(q), shape.num_heads, shape.head_dim)
         scores = torch.einsum("qhd,khd->hqk", queries, keys) * shape.scale
+        if shape.soft_cap:
+            scores = shape.soft_cap * torch.tanh(scores / shape.soft_cap)
         distance = (length - len(q) + torch.arange(len(q)))[:, None] - torch.arange(length)[None, :]
         hidden = (distance < 0) | ((distance >= shape.window) if shape.window else torch.tensor(False))
         weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)

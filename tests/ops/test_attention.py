@@ -18,6 +18,8 @@ SHAPES = [
     AttentionShape(8, 1, 40, 0.16),
     AttentionShape(60, 1, 16, 0.25),
     AttentionShape(4, 2, 32, 0.18, window=21),
+    AttentionShape(2, 1, 256, 0.0625, window=40, soft_cap=2.5),
+    AttentionShape(3, 3, 18, 0.4, soft_cap=0.7),
 ]
 STEPS = [
     [(0, 5), (0, 1), (0, 70)],
