@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from interleaf.errors import InterleafError
     from interleaf.frontend.async_engine import AsyncEngine, AsyncLLM
     from interleaf.llm import LLM
+    from interleaf.logits_processor import LogitsProcessor
     from interleaf.outputs import CompletionOutput, EmbeddingOutput, EmbeddingRequestOutput, Logprob, RequestOutput
     from interleaf.params import (
         GuidedDecodingParams,
@@ -28,6 +29,7 @@ _HOME_OF = {
     "LLM": "interleaf.llm",
     "AsyncEngine": "interleaf.frontend.async_engine",
     "AsyncLLM": "interleaf.frontend.async_engine",
+    "LogitsProcessor": "interleaf.logits_processor",
     "SamplingParams": "interleaf.params",
     "StructuredOutputsParams": "interleaf.params",
     "GuidedDecodingParams": "interleaf.params",
@@ -50,6 +52,7 @@ __all__ = [
     "EmbeddingRequestOutput",
     "GuidedDecodingParams",
     "InterleafError",
+    "LogitsProcessor",
     "Logprob",
     "PoolingParams",
     "RequestOutput",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -79,6 +79,7 @@ class EngineArgs:
         max_logprobs: most logprobs a request may ask for; -1 is the whole vocabulary.
         seed: of the noise of requests that bring no seed.
         threads: of the native library; None is every core the process may use.
+        logits_processors: custom logits processors: classes, or "module:Class" of what can be imported.
         trust_remote_code: accepted for compatibility; code from checkpoints is never run.
     """
 
@@ -100,6 +101,7 @@ class EngineArgs:
     threads: int | None = None
     revision: str | None = None
     chat_template: str | None = None
+    logits_processors: Sequence[Any] = ()
     trust_remote_code: bool = False
 
 

@@ -21,6 +21,7 @@ from interleaf.frontend.processor import Message, Processor, Prompt, PromptDict,
 from interleaf.observe import Metric, scheduler_metrics
 from interleaf.outputs import EmbeddingRequestOutput, RequestOutput
 from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
+from interleaf.worker.logits.custom import load_custom
 
 if TYPE_CHECKING:
     from interleaf.engine.core import StepTimes
@@ -116,7 +117,7 @@ class LLM:
         self._client = client
         self._tokenizer = tokenizer
         self._chat_template = _template_text(args.chat_template, tokenizer)
-        self._processor = Processor(client.config, tokenizer, generation_config)
+        self._processor = Processor(client.config, tokenizer, generation_config, load_custom(args.logits_processors))
         self._outputs = OutputProcessor(tokenizer)
         self._outboxes: dict[str, list[RequestOutput]] = {}
 

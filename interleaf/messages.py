@@ -76,6 +76,14 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     fork_of: str | None = None
     pooling: Pooling | None = None
 
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.token_ids[: self.num_prompt_tokens]
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
 
 class BlockTableUpdate(msgspec.Struct, array_like=True):
     """Overwrites a sequence's block table from entry `start` on (new blocks, copied blocks)."""
@@ -119,7 +127,8 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     `prompt_logprobs[sequence_id]` is `(start, entries)`: the entries of prompt positions start,
     start + 1, ... (position p's entry tells of prompt token p, given the tokens before it; there
     is none for position 0). `pooled[sequence_id]` are the pooled hidden states (float32 values) of
-    a sequence that wants them, in the step that computes its last token.
+    a sequence that wants them, in the step that computes its last token. `errors[sequence_id]` is
+    why a sequence can bring nothing more.
     """
 
     step: int
@@ -127,6 +136,7 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     logprobs: dict[str, list[TokenLogprobs]] = {}
     prompt_logprobs: dict[str, tuple[int, list[TokenLogprobs]]] = {}
     pooled: dict[str, list[float]] = {}
+    errors: dict[str, str] = {}
 
 
 class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):

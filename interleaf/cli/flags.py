@@ -65,6 +65,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--long-prefill-token-threshold", type=int, help="most tokens of one prompt in a step; 0 is no such limit")
     add("--scheduling-policy", choices=["fcfs", "priority"], help="which request runs first")
     add("--max-logprobs", type=int, help="most logprobs that may be asked for; -1 is the whole vocabulary")
+    add("--logits-processors", nargs="+", metavar="MODULE:CLASS", help="custom logits processors to import")
     add("--threads", type=int, help="of computation (default: every core)")
 
 

@@ -349,6 +349,10 @@ class Scheduler:
             self._gather_prompt_logprobs(request, step_output)
         if request.num_computed_tokens < request.num_tokens:
             return
+        error = step_output.errors.get(sequence_id)
+        if error is not None:
+            outputs.append(self._finish_failed(request, error))
+            return
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
             return
@@ -384,6 +388,13 @@ class Scheduler:
             finish_reason=FinishReason.STOP,
             num_cached_tokens=request.num_cached_tokens,
             embedding=pooled,
+        )
+
+    def _finish_failed(self, request: Request, error: str) -> EngineOutput:
+        """The end of a sequence that the worker cannot go on with."""
+        self._retire(request)
+        return EngineOutput(
+            request.group.source.request_id, request.index, [], finish_reason=FinishReason.ERROR, error=error
         )
 
     def _gather_prompt_logprobs(self, request: Request, step_output: StepOutput) -> None:

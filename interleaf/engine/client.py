@@ -10,6 +10,7 @@ from interleaf.errors import EngineDeadError, InterleafError
 from interleaf.loader.checkpoint import Checkpoint
 from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats
 from interleaf.models.registry import check_architecture
+from interleaf.worker.logits.custom import load_custom
 from interleaf.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,9 @@ class InProcessClient:
 
     def __init__(self, args: EngineArgs, checkpoint: Checkpoint) -> None:
         self.config = resolve_config(args, checkpoint)
-        self._core: EngineCore | None = EngineCore(self.config, Worker(self.config, checkpoint.tensors))
+        self._core: EngineCore | None = EngineCore(
+            self.config, Worker(self.config, checkpoint.tensors, load_custom(args.logits_processors))
+        )
 
     @property
     def core(self) -> EngineCore:

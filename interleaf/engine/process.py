@@ -225,13 +225,15 @@ def load(start: wire.EngineStart) -> Loaded:
     # Imported once the port is there, so that a parent that dies meanwhile is noticed.
     from interleaf.engine.client import resolve_config
     from interleaf.loader.checkpoint import open_checkpoint
+    from interleaf.worker.logits.custom import load_custom
     from interleaf.worker.worker import Worker
 
     checkpoint = open_checkpoint(start.args.model, start.args.revision)
     config = resolve_config(start.args, checkpoint)
+    logits_processors = load_custom(start.args.logits_processors)
 
     def make_executor() -> Executor:
-        return Worker(config, checkpoint.tensors)
+        return Worker(config, checkpoint.tensors, logits_processors)
 
     return Ready(config), EngineCore(config, make_executor()), make_executor
 

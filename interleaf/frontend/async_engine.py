@@ -12,6 +12,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -37,6 +38,7 @@ from interleaf.messages import AbortRequests, AbortSequences, EngineOutputs, Eng
 from interleaf.observe import get_logger
 from interleaf.outputs import EmbeddingRequestOutput, RequestOutput
 from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
+from interleaf.worker.logits.custom import importable, load_custom
 
 if TYPE_CHECKING:
     from interleaf.frontend.tokenizer import Tokenizer
@@ -128,7 +130,8 @@ class AsyncEngine:
         supervision: SupervisorOptions | None = None,
         **options: Any,
     ) -> None:
-        self._args = engine_args(options) if args is None else args
+        args = engine_args(options) if args is None else args
+        self._args = replace(args, logits_processors=importable(args.logits_processors))
         self._admission = Admission(max_num_queued_reqs, max_num_queued_tokens)
         self._served_model_name = served_model_name
         self._tracer = None if otlp_traces_endpoint is None else RequestTracer(otlp_traces_endpoint)
@@ -189,7 +192,9 @@ class AsyncEngine:
         self._outputs = OutputProcessor(tokenizer)
         self._metrics = EngineMetrics(self._outputs.statistics, self._served_model_name or self.config.model_name)
         self._metrics.engine_started(self.config)
-        self._processor = Processor(self.config, tokenizer, generation_config)
+        self._processor = Processor(
+            self.config, tokenizer, generation_config, load_custom(self._args.logits_processors)
+        )
 
     async def shutdown(self, drain_timeout: float = 0.0) -> None:
         """Take no more requests, let those that run finish within `drain_timeout` seconds, abort the rest, end."""

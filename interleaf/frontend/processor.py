@@ -16,6 +16,7 @@ from interleaf.config import EngineConfig
 from interleaf.errors import CorruptCheckpointError, ParameterError, PromptTooLongError, RequestError
 from interleaf.messages import EngineRequest
 from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
+from interleaf.worker.logits.custom import ProcessorClass, validate_params
 
 if TYPE_CHECKING:
     from interleaf.frontend.tokenizer import Tokenizer
@@ -78,15 +79,23 @@ class Processor:
         config: the engine's configuration.
         tokenizer: the model's.
         generation_config: the checkpoint's generation_config.json, or an empty mapping.
+        logits_processors: the engine's custom ones, which see each request's parameters.
     """
 
-    def __init__(self, config: EngineConfig, tokenizer: Tokenizer, generation_config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        tokenizer: Tokenizer,
+        generation_config: Mapping[str, Any],
+        logits_processors: Sequence[ProcessorClass] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self._max_model_len = config.scheduler.max_model_len
         self._vocab_size = config.model.vocab_size
         self._hidden_size = config.model.hidden_size
         self._max_logprobs = config.max_logprobs
         self._generation_config = generation_config
+        self._logits_processors = logits_processors
         self._eos_token_ids = _eos_token_ids(config, tokenizer, generation_config)
         self._counter = itertools.count()
         self._seeds = random.Random(config.seed)
@@ -207,6 +216,7 @@ class Processor:
         self._check_vocabulary("logit_bias", params.logit_bias)
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
+        validate_params(self._logits_processors, params)
         return params
 
     def _check_vocabulary(self, name: str, token_ids: Iterable[int] | None) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from interleaf.config import EngineConfig
+from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import NewRequest, SchedulerOutput, StepOutput, TokenLogprobs
 from interleaf.models.registry import CausalModel
 from interleaf.ops import Array, LayerCache, ModelInput, Ops, StepSize
@@ -30,15 +33,26 @@ class _Layout:
 
 
 class Runner:
-    """Owns the batch and the recorded passes; the model, caches and ops are given."""
+    """Owns the batch and the recorded passes; the model, caches and ops are given.
 
-    def __init__(self, config: EngineConfig, ops: Ops, model: CausalModel, caches: Sequence[LayerCache]) -> None:
+    Args:
+        logits_processors: custom ones, beside those that are built in.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        ops: Ops,
+        model: CausalModel,
+        caches: Sequence[LayerCache],
+        logits_processors: Sequence[type[LogitsProcessor[Any]]] = (),
+    ) -> None:
         scheduler = config.scheduler
         self._ops = ops
         self._caches = caches
         self._block_size = config.cache.block_size
         self._batch = Batch(scheduler.max_num_seqs, scheduler.max_model_len, config.cache.block_size)
-        self._sampler = Sampler(ops, self._batch)
+        self._sampler = Sampler(config, ops, self._batch, logits_processors)
         inputs = _new_inputs(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, self._batch.block_tables)
         residual: list[Array] = []
 
@@ -116,6 +130,11 @@ class Runner:
             assert logits is not None
             yield part, logits
 
+    def _again(self, index: np.ndarray, size: StepSize) -> np.ndarray:
+        """The logits of at most `LOGITS_ROWS` tokens of this step once more."""
+        [(_, logits)] = self._logits(index, size)
+        return logits
+
     def _sample(
         self, layout: _Layout, computed: np.ndarray, forks: list[NewRequest], size: StepSize, output: StepOutput
     ) -> None:
@@ -131,13 +150,18 @@ class Runner:
             index = np.append(index, [place_of[fork.fork_of or ""] for fork in forks])
             rows = np.append(rows, [batch.row_of[fork.sequence_id] for fork in forks])
         for part, logits in self._logits(index, size):
-            tokens, entries = self._sampler.sample(logits, rows[part])
+            tokens, entries = self._sampler.sample(logits, rows[part], partial(self._again, index[part], size))
             batch.append(rows[part], tokens)
             for name, token in zip(names[part], tokens.tolist(), strict=True):
                 output.sampled_token_ids[name] = [token]
             for name, entry in zip(names[part], entries, strict=False):
                 if entry is not None:
                     output.logprobs[name] = [entry]
+        if self._sampler.failures:
+            failures = self._sampler.failures
+            output.errors = {
+                name: failures[row] for name, row in zip(names, rows.tolist(), strict=True) if row in failures
+            }
 
     def _prompt_logprobs(self, layout: _Layout, computed: np.ndarray, size: StepSize, output: StepOutput) -> None:
         """The logits of prompt token p - 1 tell the logprob of prompt token p."""

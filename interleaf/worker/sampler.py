@@ -5,61 +5,64 @@ Logprobs are those of the model's own distribution, before penalties, masks and 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
+from interleaf.config import EngineConfig
+from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import NewRequest, TokenLogprobs
 from interleaf.ops import LogprobsOutput, Ops, SamplingInput
 from interleaf.worker.batch import NO_LOGPROBS, Batch
-from interleaf.worker.logits import LogitsProcessor
-from interleaf.worker.logits.allowed_token_ids import AllowedTokenIds
-from interleaf.worker.logits.bad_words import BadWords
-from interleaf.worker.logits.logit_bias import LogitBias
-from interleaf.worker.logits.min_tokens import MinTokens
-from interleaf.worker.logits.penalties import Penalties
+from interleaf.worker.logits.chain import LogitsChain
 
 
 class Sampler:
-    def __init__(self, ops: Ops, batch: Batch) -> None:
+    """
+    Args:
+        custom: logits processors beside the built-in ones.
+    """
+
+    def __init__(
+        self, config: EngineConfig, ops: Ops, batch: Batch, custom: Sequence[type[LogitsProcessor[Any]]] = ()
+    ) -> None:
         self._ops = ops
         self._batch = batch
-        self._processors: list[LogitsProcessor] = [
-            AllowedTokenIds(),
-            BadWords(),
-            MinTokens(),
-            LogitBias(),
-            Penalties(),
-        ]
+        self._chain = LogitsChain(config, custom)
 
     def add(self, row: int, request: NewRequest) -> None:
-        for processor in self._processors:
-            processor.add(row, request)
+        self._chain.add(row, request)
 
     def remove(self, row: int) -> None:
-        for processor in self._processors:
-            processor.remove(row)
+        self._chain.remove(row)
 
-    def sample(self, logits: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[TokenLogprobs | None]]:
+    @property
+    def failures(self) -> dict[int, str]:
+        """By batch row: why its sequence cannot go on; a token that was sampled for it means nothing."""
+        return self._chain.failures
+
+    def sample(
+        self, logits: np.ndarray, rows: np.ndarray, again: Callable[[], np.ndarray]
+    ) -> tuple[np.ndarray, list[TokenLogprobs | None]]:
         """The next token of each row, and its logprobs where they are wanted.
 
         Args:
             logits: float32 [L, V], which may be changed.
             rows: int [L]: the batch row of each.
+            again: computes the same logits once more.
 
         Returns:
             int32 [L]; and a list of L entries, or an empty one if no row wants logprobs.
         """
-        batch = self._batch
+        batch, chain = self._batch, self._chain
         wanting = np.flatnonzero(batch.num_logprobs[rows] != NO_LOGPROBS)
-        active = [processor for processor in self._processors if processor.holds_rows]
-        raw = logits
+        active = chain.active
+        raw, raw_rows = logits, wanting
         if active:
             # Logprobs are of the raw logits: keep the rows that want them.
             raw, raw_rows = logits[wanting], np.arange(len(wanting))
-            row_list = rows.tolist()
-            for processor in active:
-                processor.apply(logits, row_list)
-        else:
-            raw_rows = wanting
+            chain.apply(logits, rows.tolist(), again)
         tokens = self._ops.sample(
             logits,
             SamplingInput(
@@ -71,9 +74,9 @@ class Sampler:
                 positions=batch.num_tokens[rows],
             ),
         )
-        for processor in active:
-            for row, token in zip(row_list, tokens.tolist(), strict=True):
-                processor.append(row, token)
+        if active:
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                chain.advance(row, token)
         if not len(wanting):
             return tokens, []
         entries: list[TokenLogprobs | None] = [None] * len(rows)

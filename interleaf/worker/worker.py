@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from interleaf.config import EngineConfig
 from interleaf.errors import InsufficientMemoryError
 from interleaf.host_tensor import HostTensor
 from interleaf.layers.weights import Weights
+from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import SchedulerOutput, StepOutput
 from interleaf.models.registry import load_model
 from interleaf.ops.cpu import CpuOps
@@ -20,9 +22,17 @@ class Worker:
     Raises:
         CheckpointError: the tensors do not fit the configuration.
         InsufficientMemoryError: the weights or the cache could not be allocated.
+
+    Args:
+        logits_processors: custom ones, beside those that are built in.
     """
 
-    def __init__(self, config: EngineConfig, tensors: Mapping[str, HostTensor]) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        tensors: Mapping[str, HostTensor],
+        logits_processors: Sequence[type[LogitsProcessor[Any]]] = (),
+    ) -> None:
         model, cache = config.model, config.cache
         try:
             self._ops = CpuOps(
@@ -42,7 +52,7 @@ class Worker:
             raise InsufficientMemoryError(
                 "The system refused the memory for the weights and the KV cache: lower --kv-cache-memory-bytes."
             ) from None
-        self._runner: Runner | None = Runner(config, self._ops, loaded, caches)
+        self._runner: Runner | None = Runner(config, self._ops, loaded, caches, logits_processors)
 
     def execute(self, scheduled: SchedulerOutput) -> StepOutput:
         """Run one step."""

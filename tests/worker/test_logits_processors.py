@@ -12,6 +12,7 @@ from interleaf import LLM, SamplingParams
 from interleaf.messages import NewRequest
 from interleaf.worker.logits.allowed_token_ids import AllowedTokenIds
 from interleaf.worker.logits.bad_words import BadWords
+from interleaf.worker.logits.chain import BUILT_IN
 from interleaf.worker.logits.logit_bias import LogitBias
 from interleaf.worker.logits.min_tokens import MinTokens
 from interleaf.worker.logits.penalties import Penalties
@@ -25,24 +26,23 @@ def request(prompt: list[int], output: list[int], eos: list[int] | None = None, 
     return NewRequest("r", prompt + output, len(prompt), 0, [], SamplingParams(**params), 0, eos or [], bad_words)
 
 
-def apply(processor: Any, held: NewRequest, later: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of row 3 before and after, beside a row that the processor does not hold and must leave alone."""
-    processor.add(3, held)
+def apply(kind: type[Any], held: NewRequest, later: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a row before and after, beside a row that the processor does not hold and must leave alone."""
+    processor = kind(None)
+    state = processor.start(held)
     for token in later:
-        processor.append(3, token)
+        state = processor.advance(state, token)
     before = np.random.default_rng(0).normal(0, 3, (2, VOCAB_SIZE)).astype(np.float32)
     after = before.copy()
-    processor.apply(after, [5, 3])
+    processor.apply(after, [(1, state)])
     np.testing.assert_array_equal(after[0], before[0])
-    processor.remove(3)
-    assert not processor.holds_rows
     return before[1], after[1]
 
 
 def test_penalties_by_the_formula() -> None:
     prompt, output, later = [1, 2, 2, 3], [3, 4, 4], tuple([4, 5] + list(range(6, 49)) * 2)
     held = request(prompt, output, repetition_penalty=1.7, frequency_penalty=0.3, presence_penalty=-0.4)
-    before, after = apply(Penalties(), held, later)
+    before, after = apply(Penalties, held, later)
     generated = [*output, *later]
     for token in range(VOCAB_SIZE):
         expected, count = float(before[token]), generated.count(token)
@@ -52,14 +52,13 @@ def test_penalties_by_the_formula() -> None:
         assert after[token] == pytest.approx(expected, abs=1e-5)
 
 
-def test_penalties_hold_nothing_when_neutral() -> None:
-    processor = Penalties()
-    processor.add(0, request([1], []))
-    assert not processor.holds_rows
+@pytest.mark.parametrize("kind", BUILT_IN)
+def test_they_hold_nothing_that_was_not_asked_for(kind: type[Any]) -> None:
+    assert kind(None).start(request([1], [2], eos=[3])) is None
 
 
 def test_logit_bias() -> None:
-    before, after = apply(LogitBias(), request([1], [], logit_bias={7: 2.5, 9: -100.0}))
+    before, after = apply(LogitBias, request([1], [], logit_bias={7: 2.5, 9: -100.0}))
     expected = before.copy()
     expected[7] += 2.5
     expected[9] -= 100.0
@@ -67,27 +66,27 @@ def test_logit_bias() -> None:
 
 
 def test_allowed_token_ids() -> None:
-    before, after = apply(AllowedTokenIds(), request([1], [], allowed_token_ids=[4, 2, 4]))
+    before, after = apply(AllowedTokenIds, request([1], [], allowed_token_ids=[4, 2, 4]))
     assert np.isneginf(np.delete(after, [2, 4])).all()
     np.testing.assert_array_equal(after[[2, 4]], before[[2, 4]])
 
 
 @pytest.mark.parametrize(("num_output", "masked"), [(0, True), (2, True), (3, False)])
 def test_min_tokens(num_output: int, masked: bool) -> None:
-    processor = MinTokens()
-    held = request([1], [9], eos=[5], stop_token_ids=[6], min_tokens=4, max_tokens=9)
-    processor.add(0, held)
+    processor: Any = MinTokens(None)  # type: ignore[arg-type]
+    state = processor.start(request([1], [9], eos=[5], stop_token_ids=[6], min_tokens=4, max_tokens=9))
     for _ in range(num_output):
-        processor.append(0, 9)
-    logits = np.zeros((1, VOCAB_SIZE), np.float32)
-    processor.apply(logits, [0])
-    assert np.isneginf(logits[0, [5, 6]]).all() == masked
-    assert np.isfinite(np.delete(logits[0], [5, 6])).all()
+        state = processor.advance(state, 9)
+    assert (state is not None) == masked
+    if masked:
+        logits = np.zeros((1, VOCAB_SIZE), np.float32)
+        processor.apply(logits, [(0, state)])
+        assert np.flatnonzero(np.isneginf(logits[0])).tolist() == [5, 6]
 
 
 @pytest.mark.parametrize(("tail", "masked"), [([7, 8], [9, 20]), ([8], [20]), ([7, 8, 1], [20])])
 def test_bad_words(tail: list[int], masked: list[int]) -> None:
-    _, after = apply(BadWords(), request([7], [], bad_word_token_ids=[[7, 8, 9], [20]]), tuple(tail))
+    _, after = apply(BadWords, request([7], [], bad_word_token_ids=[[7, 8, 9], [20]]), tuple(tail))
     assert np.flatnonzero(np.isneginf(after)).tolist() == masked
 
 

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from interleaf.messages import NewRequest
+from interleaf.logits_processor import LogitsProcessor, SequenceStart
 
 
-class AllowedTokenIds:
-    def __init__(self) -> None:
-        self._allowed: dict[int, np.ndarray] = {}
+class AllowedTokenIds(LogitsProcessor[np.ndarray]):
+    def start(self, sequence: SequenceStart) -> np.ndarray | None:
+        allowed = sequence.params.allowed_token_ids
+        return None if allowed is None else np.unique(np.array(allowed, np.int32))
 
-    @property
-    def holds_rows(self) -> bool:
-        return bool(self._allowed)
-
-    def add(self, row: int, request: NewRequest) -> None:
-        if request.params.allowed_token_ids is not None:
-            self._allowed[row] = np.unique(np.array(request.params.allowed_token_ids, np.int32))
-
-    def remove(self, row: int) -> None:
-        self._allowed.pop(row, None)
-
-    def append(self, row: int, token: int) -> None:
-        """What is allowed does not depend on what was sampled."""
-
-    def apply(self, logits: np.ndarray, rows: list[int]) -> None:
-        for i, row in enumerate(rows):
-            allowed = self._allowed.get(row)
-            if allowed is not None:
-                kept = logits[i, allowed]
-                logits[i] = -np.inf
-                logits[i, allowed] = kept
+    def apply(self, logits: np.ndarray, held: Sequence[tuple[int, np.ndarray]]) -> None:
+        for i, allowed in held:
+            kept = logits[i, allowed]
+            logits[i] = -np.inf
+            logits[i, allowed] = kept

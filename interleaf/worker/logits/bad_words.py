@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from interleaf.messages import NewRequest
+from interleaf.logits_processor import LogitsProcessor, SequenceStart
 
 
-class BadWords:
-    def __init__(self) -> None:
-        self._words: dict[int, list[list[int]]] = {}
-        self._outputs: dict[int, list[int]] = {}
+@dataclass(slots=True)
+class _Words:
+    words: list[list[int]]
+    output: list[int]
 
-    @property
-    def holds_rows(self) -> bool:
-        return bool(self._words)
 
-    def add(self, row: int, request: NewRequest) -> None:
-        if request.bad_word_token_ids:
-            self._words[row] = request.bad_word_token_ids
-            self._outputs[row] = list(request.token_ids[request.num_prompt_tokens :])
+class BadWords(LogitsProcessor[_Words]):
+    def start(self, sequence: SequenceStart) -> _Words | None:
+        words = sequence.bad_word_token_ids
+        return _Words(words, list(sequence.output_token_ids)) if words else None
 
-    def remove(self, row: int) -> None:
-        self._words.pop(row, None)
-        self._outputs.pop(row, None)
+    def advance(self, state: _Words, token: int) -> _Words:
+        state.output.append(token)
+        return state
 
-    def append(self, row: int, token: int) -> None:
-        if row in self._outputs:
-            self._outputs[row].append(token)
-
-    def apply(self, logits: np.ndarray, rows: list[int]) -> None:
-        for i, row in enumerate(rows):
-            for word in self._words.get(row, ()):
+    def apply(self, logits: np.ndarray, held: Sequence[tuple[int, _Words]]) -> None:
+        for i, state in held:
+            for word in state.words:
                 *start, last = word
-                if not start or self._outputs[row][-len(start) :] == start:
+                if not start or state.output[-len(start) :] == start:
                     logits[i, last] = -np.inf

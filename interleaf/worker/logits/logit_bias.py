@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from interleaf.messages import NewRequest
+from interleaf.logits_processor import LogitsProcessor, SequenceStart
+
+_Biases = tuple[np.ndarray, np.ndarray]
+"""Token ids, and what is added to each."""
 
 
-class LogitBias:
-    def __init__(self) -> None:
-        self._biases: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+class LogitBias(LogitsProcessor[_Biases]):
+    def start(self, sequence: SequenceStart) -> _Biases | None:
+        biases = sequence.params.logit_bias
+        if not biases:
+            return None
+        return np.array(list(biases), np.int32), np.array(list(biases.values()), np.float32)
 
-    @property
-    def holds_rows(self) -> bool:
-        return bool(self._biases)
-
-    def add(self, row: int, request: NewRequest) -> None:
-        biases = request.params.logit_bias
-        if biases:
-            self._biases[row] = (np.array(list(biases), np.int32), np.array(list(biases.values()), np.float32))
-
-    def remove(self, row: int) -> None:
-        self._biases.pop(row, None)
-
-    def append(self, row: int, token: int) -> None:
-        """A bias does not depend on what was sampled."""
-
-    def apply(self, logits: np.ndarray, rows: list[int]) -> None:
-        for i, row in enumerate(rows):
-            if row in self._biases:
-                tokens, biases = self._biases[row]
-                logits[i, tokens] += biases
+    def apply(self, logits: np.ndarray, held: Sequence[tuple[int, _Biases]]) -> None:
+        for i, (tokens, biases) in held:
+            logits[i, tokens] += biases

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from interleaf.messages import NewRequest
+from interleaf.logits_processor import LogitsProcessor, SequenceStart
 
 
-class MinTokens:
-    def __init__(self) -> None:
-        self._missing: dict[int, int] = {}
-        self._stops: dict[int, np.ndarray] = {}
+@dataclass(slots=True)
+class _Missing:
+    count: int
+    stops: np.ndarray
 
-    @property
-    def holds_rows(self) -> bool:
-        return bool(self._missing)
 
-    def add(self, row: int, request: NewRequest) -> None:
-        params = request.params
-        missing = params.min_tokens - (len(request.token_ids) - request.num_prompt_tokens)
-        stops = {*request.eos_token_ids, *(params.stop_token_ids or ())}
-        if missing > 0 and stops:
-            self._missing[row] = missing
-            self._stops[row] = np.array(sorted(stops), np.int32)
+class MinTokens(LogitsProcessor[_Missing]):
+    def start(self, sequence: SequenceStart) -> _Missing | None:
+        params = sequence.params
+        missing = params.min_tokens - len(sequence.output_token_ids) if params.min_tokens else 0
+        stops = {*sequence.eos_token_ids, *(params.stop_token_ids or ())} if missing > 0 else set()
+        return _Missing(missing, np.array(sorted(stops), np.int32)) if stops else None
 
-    def remove(self, row: int) -> None:
-        self._missing.pop(row, None)
-        self._stops.pop(row, None)
+    def advance(self, state: _Missing, token: int) -> _Missing | None:
+        state.count -= 1
+        return state if state.count > 0 else None
 
-    def append(self, row: int, token: int) -> None:
-        if row in self._missing:
-            self._missing[row] -= 1
-            if self._missing[row] <= 0:
-                self.remove(row)
-
-    def apply(self, logits: np.ndarray, rows: list[int]) -> None:
-        for i, row in enumerate(rows):
-            if row in self._stops:
-                logits[i, self._stops[row]] = -np.inf
+    def apply(self, logits: np.ndarray, held: Sequence[tuple[int, _Missing]]) -> None:
+        for i, state in held:
+            logits[i, state.stops] = -np.inf

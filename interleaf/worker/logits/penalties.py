@@ -6,24 +6,25 @@ costs as much as the sequence has distinct tokens, not as much as there are word
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from interleaf.messages import NewRequest
+from interleaf.logits_processor import LogitsProcessor, SequenceStart
 
 
 class _Seen:
     """Distinct tokens of one sequence and how often each was generated."""
 
-    def __init__(self, request: NewRequest) -> None:
-        params = request.params
+    def __init__(self, sequence: SequenceStart) -> None:
+        params = sequence.params
         self.repetition = params.repetition_penalty
         self.frequency = params.frequency_penalty
         self.presence = params.presence_penalty
-        prompt = request.token_ids[: request.num_prompt_tokens]
-        self._index = {token: i for i, token in enumerate(dict.fromkeys(prompt))}
+        self._index = {token: i for i, token in enumerate(dict.fromkeys(sequence.prompt_token_ids))}
         self._tokens = np.array([*self._index, *[0] * 64], np.int32)
         self._counts = np.zeros(len(self._tokens), np.float32)
-        for token in request.token_ids[request.num_prompt_tokens :]:
+        for token in sequence.output_token_ids:
             self.append(token)
 
     def append(self, token: int) -> None:
@@ -46,29 +47,19 @@ class _Seen:
         logits[tokens] = values - np.float32(self.presence) * (counts > 0)
 
 
-class Penalties:
+class Penalties(LogitsProcessor[_Seen]):
     """`repetition_penalty` over prompt and output (Keskar et al. 2019); the other two over the output."""
 
-    def __init__(self) -> None:
-        self._seen: dict[int, _Seen] = {}
+    def start(self, sequence: SequenceStart) -> _Seen | None:
+        params = sequence.params
+        if params.repetition_penalty == 1.0 and params.frequency_penalty == 0.0 and params.presence_penalty == 0.0:
+            return None
+        return _Seen(sequence)
 
-    @property
-    def holds_rows(self) -> bool:
-        return bool(self._seen)
+    def advance(self, state: _Seen, token: int) -> _Seen:
+        state.append(token)
+        return state
 
-    def add(self, row: int, request: NewRequest) -> None:
-        params = request.params
-        if params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
-            self._seen[row] = _Seen(request)
-
-    def remove(self, row: int) -> None:
-        self._seen.pop(row, None)
-
-    def append(self, row: int, token: int) -> None:
-        if row in self._seen:
-            self._seen[row].append(token)
-
-    def apply(self, logits: np.ndarray, rows: list[int]) -> None:
-        for i, row in enumerate(rows):
-            if row in self._seen:
-                self._seen[row].apply(logits[i])
+    def apply(self, logits: np.ndarray, held: Sequence[tuple[int, _Seen]]) -> None:
+        for i, seen in held:
+            seen.apply(logits[i])
