@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from interleaf.errors import ParameterError
+from interleaf.reasoning import ReasoningMarkers
 
 GREEDY_TEMPERATURE = 1e-5
 """Temperatures below this are greedy: dividing logits by them would overflow."""
@@ -168,6 +169,9 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
         structured_outputs: what the text must look like.
         guided_decoding: the same under the name that it had in older releases of vLLM; moved to
             `structured_outputs`.
+        thinking_token_budget: most tokens of reasoning, whose end is then forced; None is no limit. Without
+            `reasoning_markers`, those that the model's chat template speaks of are taken.
+        reasoning_markers: what the text may begin with; `structured_outputs` is about what comes behind it.
     """
 
     n: int = 1
@@ -198,6 +202,8 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
     extra_args: dict[str, Any] | None = None
     structured_outputs: StructuredOutputsParams | None = None
     guided_decoding: StructuredOutputsParams | None = None
+    thinking_token_budget: int | None = None
+    reasoning_markers: ReasoningMarkers | None = None
 
     def __post_init__(self) -> None:
         self._normalize()
@@ -249,6 +255,8 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
                     "guided_decoding is an older name of structured_outputs: give one of them.", "guided_decoding"
                 )
             self.structured_outputs, self.guided_decoding = self.guided_decoding, None
+        if not isinstance(self.reasoning_markers, ReasoningMarkers | None):
+            raise ParameterError("reasoning_markers must be ReasoningMarkers.", "reasoning_markers")
 
     def _check_sampling(self) -> None:
         _integer("n", self.n, 1, MAX_N)
@@ -277,6 +285,8 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
             _integer("prompt_logprobs", self.prompt_logprobs, -1, 2**31 - 1)
         if self.truncate_prompt_tokens is not None:
             _truncation(self.truncate_prompt_tokens)
+        if self.thinking_token_budget is not None:
+            _integer("thinking_token_budget", self.thinking_token_budget, 0, 2**31 - 1)
 
     def _check_stops(self) -> None:
         if self.stop is not None:

@@ -18,6 +18,7 @@ from interleaf.params import (
     SamplingParams,
     StructuredOutputsParams,
 )
+from interleaf.reasoning import ReasoningMarkers
 
 HUGE = 2**31
 NAN, INFINITY = math.nan, math.inf
@@ -55,6 +56,8 @@ GOOD: dict[str, list[Any]] = {
     "extra_args": [None, {"a": 1}],
     "structured_outputs": [None, StructuredOutputsParams(regex="a")],
     "guided_decoding": [None, StructuredOutputsParams(regex="a")],
+    "thinking_token_budget": [None, 0, 5],
+    "reasoning_markers": [None, ReasoningMarkers([], [5])],
 }
 
 BAD: dict[str, list[Any]] = {
@@ -87,6 +90,8 @@ BAD: dict[str, list[Any]] = {
     "extra_args": [5, "x", [1]],
     "structured_outputs": [{"regex": "a"}, "a", True],
     "guided_decoding": [{"regex": "a"}, "a", True],
+    "thinking_token_budget": [-1, HUGE, *NOT_AN_INTEGER],
+    "reasoning_markers": [{"end_token_ids": [5]}, "a", True],
 }  # fmt: skip
 
 

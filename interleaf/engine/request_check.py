@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from interleaf.config import EngineConfig
 from interleaf.errors import RequestError
 from interleaf.messages import EngineRequest
+from interleaf.reasoning import ReasoningMarkers
 
 MAX_ID_CHARACTERS = 200
 
@@ -39,9 +40,18 @@ def check_request(request: EngineRequest, config: EngineConfig) -> None:
         ("stop_token_ids", params.stop_token_ids or ()),
         ("allowed_token_ids", params.allowed_token_ids or ()),
         ("logit_bias", params.logit_bias or ()),
+        *_reasoning_lists(params.reasoning_markers),
         *(("bad_words", tokens) for tokens in request.bad_word_token_ids),
         *(("resumed_token_ids", tokens) for tokens in resumed),
     ]
     for name, token_ids in lists:
         if min(token_ids, default=0) < 0 or max(token_ids, default=0) >= vocab_size:
             raise RequestError(f"{name} has a token id that is outside of the vocabulary.", name)
+
+
+def _reasoning_lists(markers: ReasoningMarkers | None) -> list[tuple[str, Iterable[int]]]:
+    if markers is None:
+        return []
+    if not markers.end_token_ids:
+        raise RequestError("reasoning_markers needs end_token_ids.", "reasoning_markers")
+    return [("reasoning_markers", [*markers.start_token_ids, *markers.end_token_ids])]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from interleaf.config import EngineConfig
 from interleaf.errors import CorruptCheckpointError, ParameterError, PromptTooLongError, RequestError
+from interleaf.frontend.reasoning_families import markers_behind
 from interleaf.messages import EngineRequest
 from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
 from interleaf.worker.logits.custom import ProcessorClass, validate_params
@@ -172,6 +173,7 @@ class Processor:
         text, token_ids, salt = self._prompt(request.prompt, params, least_output)
         if pooling is None:
             self._fit_lengths(params, len(token_ids))
+            self._find_reasoning(params, token_ids)
         if output_kind is not None:
             params.output_kind = output_kind
         if isinstance(request.priority, bool) or not isinstance(request.priority, int):
@@ -290,6 +292,14 @@ class Processor:
                 "min_tokens",
             )
         params.max_tokens = min(params.max_tokens or room, room)
+
+    def _find_reasoning(self, params: SamplingParams, prompt_token_ids: list[int]) -> None:
+        """A budget needs to know what it is counted between, which callers need not tell."""
+        if params.thinking_token_budget is not None and params.reasoning_markers is None:
+            params.reasoning_markers = markers_behind(self.tokenizer, prompt_token_ids)
+        if params.reasoning_markers is not None:
+            self._check_vocabulary("reasoning_markers", params.reasoning_markers.start_token_ids)
+            self._check_vocabulary("reasoning_markers", params.reasoning_markers.end_token_ids)
 
     def _bad_word_token_ids(self, words: Iterable[str]) -> list[list[int]]:
         """Each word as it is tokenized at the start of a text and behind a space.

@@ -10,6 +10,7 @@ from interleaf.engine.request_check import check_request
 from interleaf.errors import RequestError
 from interleaf.messages import EngineRequest
 from interleaf.params import SamplingParams
+from interleaf.reasoning import ReasoningMarkers
 from tests.fake_engine import MAX_MODEL_LEN, VOCAB_SIZE, engine_config
 
 
@@ -35,6 +36,8 @@ def test_a_good_request_passes() -> None:
         request(resumed_token_ids=[[1] * (MAX_MODEL_LEN + 1)]),
         request({"stop_token_ids": [VOCAB_SIZE]}),
         request({"allowed_token_ids": [VOCAB_SIZE]}),
+        request({"reasoning_markers": ReasoningMarkers([VOCAB_SIZE], [1])}),
+        request({"reasoning_markers": ReasoningMarkers([1], [])}),
         request({"logit_bias": {VOCAB_SIZE: 1.0}}),
         request({"logprobs": VOCAB_SIZE + 1}),
         request({"prompt_logprobs": 2**31 - 1}),

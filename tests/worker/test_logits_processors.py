@@ -10,12 +10,14 @@ import pytest
 
 from interleaf import LLM, SamplingParams
 from interleaf.messages import NewRequest
+from interleaf.reasoning import ReasoningMarkers
 from interleaf.worker.logits.allowed_token_ids import AllowedTokenIds
 from interleaf.worker.logits.bad_words import BadWords
 from interleaf.worker.logits.chain import BUILT_IN
 from interleaf.worker.logits.logit_bias import LogitBias
 from interleaf.worker.logits.min_tokens import MinTokens
 from interleaf.worker.logits.penalties import Penalties
+from interleaf.worker.logits.thinking_budget import ThinkingBudget
 from tests.loader import tiny
 
 VOCAB_SIZE = 50
@@ -90,6 +92,37 @@ def test_bad_words(tail: list[int], masked: list[int]) -> None:
     assert np.flatnonzero(np.isneginf(after)).tolist() == masked
 
 
+@pytest.mark.parametrize(
+    ("is_open", "output", "forced"),
+    [
+        (True, [1, 2], None),
+        (True, [1, 2, 3], 7),
+        (True, [1, 2, 3, 7], 8),
+        (True, [1, 7], None),
+        (True, [1, 2, 7], 8),
+        (True, [1, 7, 8], None),
+        (True, [1, 2, 3, 7, 8, 9], None),
+        (False, [5, 6, 1, 2], None),
+        (False, [5, 6, 1, 2, 3], 7),
+        (False, [5], None),
+        (False, [1, 5, 6, 1, 2, 3], None),
+    ],
+)
+def test_thinking_budget(is_open: bool, output: list[int], forced: int | None) -> None:
+    """Whether the tokens were there when the row was added (a preempted sequence) or came later."""
+    params: Any = {"thinking_token_budget": 3, "reasoning_markers": ReasoningMarkers([5, 6], [7, 8], is_open)}
+    for split in range(len(output) + 1):
+        processor = ThinkingBudget(None)  # type: ignore[arg-type]
+        state = processor.start(request([5, 6], output[:split], **params))
+        for token in output[split:]:
+            state = state and processor.advance(state, token)
+        after = np.ones((1, VOCAB_SIZE), np.float32)
+        if state is not None:
+            processor.apply(after, [(0, state)])
+        allowed = np.flatnonzero(np.isfinite(after[0])).tolist()
+        assert allowed == (list(range(VOCAB_SIZE)) if forced is None else [forced])
+
+
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory):
     path = tiny.tiny_llama(tmp_path_factory.mktemp("processors"))
@@ -111,6 +144,8 @@ def test_they_act_on_the_engine(llm: LLM) -> None:
     assert len(set(never_twice)) > len(set(generate(llm, logit_bias={33: 100.0})))
     stopped = generate(llm, stop_token_ids=[plain[2]])
     assert stopped == plain[: plain.index(plain[2]) + 1]
+    markers = ReasoningMarkers([], [50, 51], is_open=True)
+    assert generate(llm, thinking_token_budget=4, reasoning_markers=markers)[4:6] == [50, 51]
     later = generate(llm, stop_token_ids=[plain[2]], min_tokens=8)
     assert len(later) >= 8
     assert plain[2] not in later[:7]

@@ -18,10 +18,18 @@ from interleaf.worker.logits.bad_words import BadWords
 from interleaf.worker.logits.logit_bias import LogitBias
 from interleaf.worker.logits.min_tokens import MinTokens
 from interleaf.worker.logits.penalties import Penalties
+from interleaf.worker.logits.thinking_budget import ThinkingBudget
 
 logger = get_logger(__name__)
 
-BUILT_IN: tuple[type[LogitsProcessor[Any]], ...] = (AllowedTokenIds, BadWords, MinTokens, LogitBias, Penalties)
+BUILT_IN: tuple[type[LogitsProcessor[Any]], ...] = (
+    AllowedTokenIds,
+    BadWords,
+    MinTokens,
+    LogitBias,
+    Penalties,
+    ThinkingBudget,
+)
 """In the order in which they are applied; custom ones follow."""
 
 
