@@ -24,6 +24,10 @@ class ServerOptions:
         chat_template: takes the place of the model's own: Jinja text, or a name of one of the model's.
         trust_request_chat_template: let requests bring their own chat template.
         request_timeout: seconds that any request may take; None is no limit.
+        enable_auto_tool_choice: look for calls in answers to requests with tools.
+        tool_call_parser: of `interleaf.server.tool_parsers`; "auto" goes by the chat template, "none" looks for none.
+        reasoning_parser: of `interleaf.server.reasoning_parsers`; the same.
+        tool_parser_plugin, reasoning_parser_plugin: Python files that register further ones.
         log_requests: write one line to the log for each request.
     """
 
@@ -38,4 +42,9 @@ class ServerOptions:
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     request_timeout: float | None = None
+    enable_auto_tool_choice: bool = True
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    tool_parser_plugin: str | None = None
+    reasoning_parser_plugin: str | None = None
     log_requests: bool = True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
+from interleaf.server.answers import AnswerParsers
 from interleaf.server.engine import Engine
 from interleaf.server.errors import ApiError
 from interleaf.server.file_store import FileStore
@@ -24,6 +25,7 @@ class ServerState:
     """One server's state.
 
     Fields:
+        parsers: of tool calls and reasoning.
         draining: no new work is taken; the server ends when `in_flight` is 0.
         in_flight: requests, and work in the background, that have not ended.
         started: Unix time of the start.
@@ -37,6 +39,7 @@ class ServerState:
     def __init__(self, engine: Engine, options: ServerOptions) -> None:
         self.engine = engine
         self.options = options
+        self.parsers = AnswerParsers(options, engine.tokenizer, _template(engine, options))
         self.draining = False
         self.in_flight = 0
         self.started = int(time.time())
@@ -104,6 +107,14 @@ class ServerState:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.response_store.close()
         self.files.close()
+
+
+def _template(engine: Engine, options: ServerOptions) -> str | None:
+    """The text of the chat template that requests with tools are given by default."""
+    templates: dict[str, str] = engine.tokenizer.chat_templates
+    if options.chat_template is not None:
+        return templates.get(options.chat_template, options.chat_template)
+    return templates.get("tool_use", templates.get("default"))
 
 
 def state_of(request: Request) -> ServerState:

@@ -10,13 +10,6 @@ from interleaf.server.tool_parsers.gpt_oss import CHANNEL, ENDS, MESSAGE, START,
 class GptOssReasoning(ReasoningParser):
     """Leaves of the harmony format only what is said to tools, for their parser."""
 
-    starts = ("<|channel|>analysis<|message|>",)
-    ends = ("<|channel|>final<|message|>",)
-
-    @classmethod
-    def state_behind(cls, prompt: str) -> bool | None:
-        return None
-
     def read(self) -> Steps[None]:
         while (yield from self.peek(1)):
             self.record()

@@ -1,49 +1,35 @@
-"""What reasoning parsers have in common: from the text of an answer to reasoning and content."""
+"""From the text of an answer to reasoning and content."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
+from interleaf.frontend.reasoning_families import ReasoningFamily
 from interleaf.server.text_reader import Content, Reasoning, Steps, TextReader
 
 
 class ReasoningParser(TextReader):
     """Parts an answer into what the model thought, which comes first, and the rest.
 
-    A subclass has `starts` and `ends`, or a `read` of its own.
+    A subclass may `read` in its own way.
 
     Args:
+        family: whose marks they are.
         is_open: the prompt has begun the reasoning already.
-
-    Attributes:
-        starts, ends: markers around reasoning.
-        always: the reasoning is there even if no marker begins it.
     """
 
-    starts: ClassVar[tuple[str, ...]] = ()
-    ends: ClassVar[tuple[str, ...]] = ()
-    always: ClassVar[bool] = False
-
-    def __init__(self, is_open: bool = False) -> None:
-        self._is_open = is_open
+    def __init__(self, family: ReasoningFamily, is_open: bool = False) -> None:
+        self.family = family
+        self.is_open = is_open
         self._held_space = ""
         super().__init__()
 
-    @classmethod
-    def state_behind(cls, prompt: str) -> bool | None:
-        """Whether reasoning is going on at the end of a prompt; None if the prompt does not tell."""
-        end = prompt.rstrip()
-        if end.endswith(cls.starts):
-            return True
-        return False if end.endswith(cls.ends) else None
-
     def read(self) -> Steps[None]:
+        starts, ends = self.family.starts, self.family.ends
         space = yield from self.space()
-        began = yield from self.literal(*self.starts)
-        if began or self._is_open or self.always:
+        began = yield from self.literal(*starts)
+        if began or self.is_open or self.family.always:
             yield from self.space()
-            if (yield from self.until(*self.ends, emit=self._emit_reasoning)):
-                yield from self.literal(*self.ends)
+            if (yield from self.until(*ends, emit=self._emit_reasoning)):
+                yield from self.literal(*ends)
             yield from self.space()
         elif space:
             self.emit(Content(space))

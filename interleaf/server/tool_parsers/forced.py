@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -32,10 +31,12 @@ class NamedCallParser(ToolParser):
 
     def read(self) -> Steps[None]:
         [name] = self.tools
+        yield from self.space()
+        if not (yield from self.peek(1)):
+            return
         self.record()
         self.begin_call(name)
         try:
-            yield from self.space()
             yield from self.read_arguments()
             self.end_call()
         except MalformedError:
@@ -64,11 +65,6 @@ def required_grammar(tools: Tools, single: bool) -> str:
 def arguments_schema(parameters: Any) -> dict[str, Any]:
     """The JSON schema of a tool's arguments, which are always an object."""
     return {"type": "object", **parameters} if parameters else {"type": "object", "additionalProperties": False}
-
-
-def names(tools: Sequence[str]) -> str:
-    """The names in one sentence's part, for messages."""
-    return ", ".join(tools)[:200]
 
 
 def _json(value: Any) -> str:
