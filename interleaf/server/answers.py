@@ -180,9 +180,7 @@ class AnswerParsers:
             changes |= {"reasoning_markers": markers, "thinking_token_budget": thinking.budget}
         if self._are_special([*(tool_parser.markers if tool_parser else ()), *_texts(reasoning if markers else None)]):
             changes["skip_special_tokens"] = False
-        return AnswerPlan(
-            msgspec.structs.replace(params, **changes), reasoning, markers, tool_parser, choice, thinking
-        )
+        return AnswerPlan(msgspec.structs.replace(params, **changes), reasoning, markers, tool_parser, choice, thinking)
 
     def _chosen(self, choice: ToolChoice) -> type[ToolParser] | None:
         if choice.name is not None:

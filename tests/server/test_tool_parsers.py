@@ -103,7 +103,7 @@ SAMPLES: list[Sample] = [
     ("phi4_mini_json", "from functools import cache", "from functools import cache", []),
     ("gpt-oss", f"<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{json.dumps(PARIS)}"
      "<|call|>", None, [(W, PARIS)]),
-    ("openai", f"<|start|>assistant to=functions.now<|channel|>commentary json<|message|>{{}}<|call|>", None,
+    ("openai", "<|start|>assistant to=functions.now<|channel|>commentary json<|message|>{}<|call|>", None,
      [("now", {})]),
 ]  # fmt: skip
 

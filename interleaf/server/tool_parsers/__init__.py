@@ -1,15 +1,15 @@
 """Parsers of tool calls by name; a plug-in adds its own with `register`.
 
-    from interleaf.server.tool_parsers import ToolParser, register
+from interleaf.server.tool_parsers import ToolParser, register
 
-    @register("my_model")
-    class MyParser(ToolParser):
-        markers = ("<call>",)
+@register("my_model")
+class MyParser(ToolParser):
+    markers = ("<call>",)
 
-        def read_call(self):
-            yield from self.expect("<call>")
-            yield from self.read_calls()
-            yield from self.expect("</call>")
+    def read_call(self):
+        yield from self.expect("<call>")
+        yield from self.read_calls()
+        yield from self.expect("</call>")
 """
 
 from __future__ import annotations

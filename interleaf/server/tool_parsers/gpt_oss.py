@@ -1,7 +1,7 @@
 """OpenAI's harmony format (gpt-oss): messages that name their channel, and calls their recipient.
 
-    <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>...
-    <|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{...}<|call|>
+<|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>...
+<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{...}<|call|>
 """
 
 from __future__ import annotations

@@ -71,13 +71,13 @@ class ToolParser(TextReader):
         yield from self.read_bare()
 
     def read_call(self) -> Steps[None]:
-        """What follows: a marker, and the call or calls behind it.
+        """What follows: a marker, and the call or calls behind it; in JSON unless a subclass says otherwise.
 
         Raises:
             MalformedError: it is none.
         """
-        self.malformed()
-        yield
+        yield from self.expect(*self.markers)
+        yield from self.read_calls()
 
     def read_bare(self) -> Steps[None]:
         """What follows: calls without a marker, at the start of the answer.
@@ -157,7 +157,7 @@ class ToolParser(TextReader):
     def _members(self, call: _Call, nested: bool = False) -> Steps[None]:
         yield from self.expect("{")
         yield from self.space()
-        closed = yield from self.literal("}")
+        closed = (yield from self.literal("}")) != ""
         while not closed:
             yield from self.space()
             key = yield from self.json_string()
