@@ -13,13 +13,14 @@ from interleaf.frontend.processor import PromptDict
 from interleaf.outputs import CompletionOutput
 from interleaf.params import RequestOutputKind, SamplingParams
 from interleaf.server import generation
+from interleaf.server.answers import Thinking, ToolChoice
+from interleaf.server.chat_answer import ChatAnswers, tool_choice_of
 from interleaf.server.chat_prompt import chat_prompt, message_dict
 from interleaf.server.clock import now
 from interleaf.server.errors import bad_request
 from interleaf.server.generation import Context, UsageCounter, context_of, generated
 from interleaf.server.logprobs import LogprobWriter, of_prompt
 from interleaf.server.protocol.chat import (
-    AnswerMessage,
     ChatChoice,
     ChatChunk,
     ChatCompletionRequest,
@@ -52,6 +53,7 @@ class Job:
     id: str
     model: str
     params: SamplingParams
+    choice: ToolChoice
     created: int = field(default_factory=now)
 
     @staticmethod
@@ -73,7 +75,8 @@ class Job:
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             output_kind=RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY,
         )
-        return Job(body, context, generation.identifier("chatcmpl", context, body), model, params)
+        identifier = generation.identifier("chatcmpl", context, body)
+        return Job(body, context, identifier, model, params, tool_choice_of(body))
 
     @property
     def role(self) -> str:
@@ -88,40 +91,42 @@ class Job:
         content = message_dict(last)["content"]
         return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
-    async def prompt(self) -> PromptDict:
-        return await chat_prompt(self.context.state, self.body, with_tools=self.body.tool_choice != "none")
+    async def prompt(self) -> tuple[PromptDict, ChatAnswers]:
+        """The prompt, and what reads the answers to it; the parameters get what that needs."""
+        body = self.body
+        prompt = await chat_prompt(self.context.state, body, with_tools=body.tool_choice != "none")
+        last = message_dict(body.messages[-1])["content"] if body.continue_final_message else None
+        thinking = Thinking(
+            body.include_reasoning is not False,
+            body.max_thinking_tokens if body.thinking_token_budget is None else body.thinking_token_budget,
+            last if isinstance(last, str) else None,
+        )
+        plan = self.context.state.parsers.plan(self.params, prompt.get("prompt", ""), self.choice, thinking)
+        if plan is not None:
+            self.params = plan.params
+        return prompt, ChatAnswers(plan, self.role, self.echo())
 
     async def response(self) -> ChatResponse:
         """The whole response."""
-        prompt = await self.prompt()
-        echo = self.echo()
+        prompt, answers = await self.prompt()
         counter = UsageCounter(1)
         response = ChatResponse(self.id, self.created, self.model, [], counter.usage())
         async with aclosing(generated(self.context, self.body, [prompt], self.params, self.id)) as outputs:
             async for _, output in outputs:
                 counter.add(0, output)
-                response.choices = [
-                    ChatChoice(
-                        one.index,
-                        AnswerMessage(self.role, echo + one.text),
-                        self._logprobs(one),
-                        one.finish_reason,
-                        one.stop_reason,
-                        one.token_ids if self.body.return_token_ids else UNSET,
-                    )
-                    for one in output.outputs
-                ]
+                response.choices = [self._choice(one, answers) for one in output.outputs]
                 if self.body.return_token_ids:
                     response.prompt_token_ids = output.prompt_token_ids
                 if output.prompt_logprobs is not None:
                     response.prompt_logprobs = of_prompt(output.prompt_logprobs) or []
+        counter.reasoning_tokens = answers.num_reasoning_tokens(self.context.engine.tokenizer)
         response.usage = counter.usage()
         return response
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The response in pieces: for each choice its role, then what is new."""
         usage_at_end, usage_always = self.body.usage_in_stream
-        prompt = await self.prompt()
+        prompt, answers = await self.prompt()
         echo = self.echo()
         counter = UsageCounter(1)
         begun: set[int] = set()
@@ -139,21 +144,30 @@ class Job:
                         chunk.choices = [ChunkChoice(one.index, Delta(self.role, echo))]
                         yield event(chunk)
                         chunk.prompt_token_ids = UNSET
-                    if one.text or one.finished or self._tells_tokens(one):
-                        chunk.choices = [self._piece(one)]
+                    for choice in self._pieces(one, answers):
+                        chunk.choices = [choice]
                         yield event(chunk)
         if usage_at_end:
+            counter.reasoning_tokens = answers.num_reasoning_tokens(self.context.engine.tokenizer)
             yield event(ChatChunk(self.id, self.created, self.model, [], counter.usage()))
 
-    def _piece(self, one: CompletionOutput) -> ChunkChoice:
-        return ChunkChoice(
-            one.index,
-            Delta(content=one.text) if one.text or not one.finished else Delta(),
-            self._logprobs(one),
-            one.finish_reason,
-            one.stop_reason if one.finished else UNSET,
-            one.token_ids if self.body.return_token_ids else UNSET,
-        )
+    def _choice(self, one: CompletionOutput, answers: ChatAnswers) -> ChatChoice:
+        message, finish_reason = answers.message(one)
+        token_ids = one.token_ids if self.body.return_token_ids else UNSET
+        return ChatChoice(one.index, message, self._logprobs(one), finish_reason, one.stop_reason, token_ids)
+
+    def _pieces(self, one: CompletionOutput, answers: ChatAnswers) -> list[ChunkChoice]:
+        """What a sequence has brought: tokens are told of by the first piece, the end by the last."""
+        deltas, finish_reason = answers.deltas(one)
+        if not deltas and (one.finished or self._tells_tokens(one)):
+            deltas = [Delta() if one.finished else Delta(content="")]
+        pieces = [ChunkChoice(one.index, delta) for delta in deltas]
+        if pieces:
+            pieces[0].logprobs = self._logprobs(one)
+            pieces[0].token_ids = one.token_ids if self.body.return_token_ids else UNSET
+            pieces[-1].finish_reason = finish_reason
+            pieces[-1].stop_reason = one.stop_reason if one.finished else UNSET
+        return pieces
 
     def _tells_tokens(self, one: CompletionOutput) -> bool:
         return bool(one.token_ids) and bool(self.body.logprobs or self.body.return_token_ids)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from interleaf.errors import ConfigError
+from interleaf.errors import ConfigError, RequestError
 from interleaf.frontend.processor import PromptDict
 from interleaf.server.errors import bad_request
 from interleaf.server.generation import INLINE_CHARS, tokenized
@@ -39,9 +39,23 @@ async def chat_prompt(state: ServerState, body: TemplateFields, with_tools: bool
 
 
 def _render(state: ServerState, body: TemplateFields, with_tools: bool) -> PromptDict:
+    messages = [message_dict(message) for message in body.messages]
+    try:
+        return _rendered(state, body, with_tools, messages)
+    except RequestError:
+        # Some templates (DeepSeek's) put arguments behind a text, which must then be text as well.
+        calls = [call for message in messages for call in message.get("tool_calls", ())]
+        if not calls:
+            raise
+        for call in calls:
+            call["function"]["arguments"] = msgspec.json.encode(call["function"]["arguments"]).decode()
+        return _rendered(state, body, with_tools, messages)
+
+
+def _rendered(state: ServerState, body: TemplateFields, with_tools: bool, messages: list[dict[str, Any]]) -> PromptDict:
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if with_tools else []
     return state.engine.processor.render_chat(
-        [message_dict(message) for message in body.messages],
+        messages,
         chat_template=_template(state, body.chat_template),
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
@@ -70,7 +84,9 @@ def _template_variables(body: TemplateFields) -> dict[str, Any]:
             f"chat_template_kwargs must not have {reserved[0]!r}, which is a field of its own or fixed.",
             "chat_template_kwargs",
         )
-    own = {"documents": body.documents, "reasoning_effort": body.reasoning_effort}
+    own: dict[str, Any] = {"documents": body.documents, "reasoning_effort": body.reasoning_effort}
+    if body.reasoning_effort == "none":
+        own["enable_thinking"] = False
     return {**{name: value for name, value in own.items() if value is not None}, **given}
 
 
@@ -102,6 +118,10 @@ def message_dict(message: ChatMessage) -> dict[str, Any]:
         plain["content"] = [_text_part(part.type, part.text, part.refusal) for part in content]
     elif content is None:
         plain["content"] = ""
+    reasoning = message.reasoning or message.reasoning_content
+    if reasoning:
+        # Templates know it by one name or the other.
+        plain["reasoning"] = plain["reasoning_content"] = reasoning
     for call in plain.get("tool_calls", ()):
         call["function"]["arguments"] = _arguments(call["function"]["arguments"])
     return plain

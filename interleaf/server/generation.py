@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from msgspec import UNSET
 from starlette.requests import Request
 
 from interleaf.frontend.processor import PromptDict
@@ -16,7 +17,7 @@ from interleaf.outputs import CompletionOutput, RequestOutput
 from interleaf.params import RequestParams, SamplingParams
 from interleaf.server.engine import Engine
 from interleaf.server.errors import ApiError, bad_request
-from interleaf.server.protocol.common import PromptTokensDetails, RequestFields, Usage
+from interleaf.server.protocol.common import CompletionTokensDetails, PromptTokensDetails, RequestFields, Usage
 from interleaf.server.state import ServerState, state_of
 from interleaf.server.streaming import merged
 
@@ -71,10 +72,15 @@ def new_context(state: ServerState, request_id: str | None = None) -> Context:
 
 @dataclass(slots=True)
 class UsageCounter:
-    """Adds up the tokens of a request's prompts."""
+    """Adds up the tokens of a request's prompts.
+
+    Fields:
+        reasoning_tokens: None for a model that does not reason.
+    """
 
     num_prompts: int
     completion_tokens: int = 0
+    reasoning_tokens: int | None = None
     _prompt_tokens: dict[int, int] = field(default_factory=dict)
     _cached_tokens: dict[int, int] = field(default_factory=dict)
 
@@ -94,8 +100,13 @@ class UsageCounter:
 
     def usage(self) -> Usage:
         prompt = self.prompt_tokens
+        reasoning = self.reasoning_tokens
         return Usage(
-            prompt, self.completion_tokens, prompt + self.completion_tokens, PromptTokensDetails(self.cached_tokens)
+            prompt,
+            self.completion_tokens,
+            prompt + self.completion_tokens,
+            PromptTokensDetails(self.cached_tokens),
+            UNSET if reasoning is None else CompletionTokensDetails(reasoning),
         )
 
 

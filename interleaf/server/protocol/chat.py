@@ -40,6 +40,8 @@ class ChatMessage(ApiModel):
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], FirstMistake()] | None = None
     tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
 
 class FunctionDefinition(ApiModel):
@@ -63,6 +65,18 @@ class NamedToolChoice(ApiModel):
     function: NamedFunction
 
 
+class AllowedTools(ApiModel):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedToolChoice], FirstMistake()] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class AllowedToolsChoice(ApiModel):
+    """A choice among some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class TemplateFields(ApiModel):
     """How messages become a prompt."""
 
@@ -82,18 +96,16 @@ class ChatCompletionRequest(SamplingFields, TemplateFields):
     top_logprobs: int | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice | None = None
+    parallel_tool_calls: bool | None = True
+    include_reasoning: bool | None = True
+    thinking_token_budget: int | None = Field(None, ge=0, le=2**31 - 1)
+    max_thinking_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     modalities: Texts | None = None
     echo: bool | None = False
 
     def check_fields(self) -> None:
         super().check_fields()
-        if self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice):
-            raise bad_request(
-                "tool_choice must be auto or none: the model cannot be made to call a tool.",
-                "tool_choice",
-                "unsupported_parameter",
-            )
         if self.modalities not in (None, ["text"]):
             raise bad_request('modalities must be ["text"].', "modalities", "unsupported_parameter")
         if self.top_logprobs is not None:
@@ -121,10 +133,28 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
+class CalledFunction(msgspec.Struct):
+    """In a stream, a piece of one: its name comes once."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class AnswerCall(msgspec.Struct):
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
 class AnswerMessage(msgspec.Struct):
+    """`reasoning` is what vLLM calls it, `reasoning_content` what others do; they are there if the model may reason."""
+
     role: str
-    content: str
+    content: str | None
     refusal: str | None = None
+    tool_calls: list[AnswerCall] | UnsetType = UNSET
+    reasoning: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -148,9 +178,21 @@ class ChatResponse(msgspec.Struct):
     system_fingerprint: str | None = None
 
 
+class CallDelta(msgspec.Struct):
+    """A piece of a call; `id` and `type` come with the first one."""
+
+    index: int
+    function: CalledFunction
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
 class Delta(msgspec.Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[CallDelta] | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct):

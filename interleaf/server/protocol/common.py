@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema
 
 from interleaf.observe import get_logger
@@ -42,7 +43,6 @@ NOT_SUPPORTED = {
 
 WITHOUT_EFFECT = {
     "metadata": "nothing is kept of it",
-    "parallel_tool_calls": "the model decides",
     "prediction": "it would change nothing in the answer",
     "prompt_cache_key": "every prefix is cached",
     "prompt_cache_options": "every prefix is cached",
@@ -221,13 +221,21 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct):
-    """Tokens that a request took; `cached_tokens` are those of the prompt that were in the prefix cache."""
+    """Tokens that a request took; `cached_tokens` are those of the prompt that were in the prefix cache.
+
+    `completion_tokens_details` are there for models that reason.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class PromptLogprob(msgspec.Struct):
