@@ -75,6 +75,31 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     return {field.name: given[field.name] for field in fields(EngineArgs) if field.name in given}
 
 
+ANSWER_OPTIONS = (
+    "enable_auto_tool_choice",
+    "tool_call_parser",
+    "tool_parser_plugin",
+    "reasoning_parser",
+    "reasoning_parser_plugin",
+)
+"""Flags of `add_answer_flags`; they are fields of ServerOptions."""
+
+
+def add_answer_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how tool calls and reasoning are found in answers."""
+    group = parser.add_argument_group("tools and reasoning", argument_default=argparse.SUPPRESS)
+    add = group.add_argument
+    add(
+        "--enable-auto-tool-choice",
+        action=argparse.BooleanOptionalAction,
+        help="look for calls in answers to requests with tools (default: yes)",
+    )
+    add("--tool-call-parser", metavar="NAME", help="how this model writes calls; none, or auto: by its chat template")
+    add("--tool-parser-plugin", metavar="FILE", help="Python file that registers further parsers of calls")
+    add("--reasoning-parser", metavar="NAME", help="how it writes reasoning; none, or auto: by its chat template")
+    add("--reasoning-parser-plugin", metavar="FILE", help="Python file that registers further parsers of reasoning")
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser, default_max_tokens: int) -> None:
     """Flags for the fields of SamplingParams that shape one text."""
     group = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from interleaf.cli.flags import add_engine_flags, engine_options
+from interleaf.cli.flags import ANSWER_OPTIONS, add_answer_flags, add_engine_flags, engine_options
 from interleaf.config import BUILTIN_MODEL, engine_args
 from interleaf.errors import ConfigError
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answers, as they come; requests that it answers already are not done again",
     )
     add("--served-model-name", nargs="+", metavar="NAME", help="what requests call the model (default: as in --model)")
+    add_answer_flags(parser)
     add_engine_flags(parser)
     add("--seed", type=int, default=argparse.SUPPRESS, help="of the noise of requests that bring no seed (default: 0)")
 
@@ -86,7 +87,8 @@ async def _answer(
     from interleaf.server.state import ServerState
 
     template = template_text(getattr(args, "chat_template", None), engine.tokenizer.chat_templates)
-    state = ServerState(engine, ServerOptions(names, chat_template=template))
+    answers = {name: getattr(args, name) for name in ANSWER_OPTIONS if hasattr(args, name)}
+    state = ServerState(engine, ServerOptions(names, chat_template=template, **answers))
     total = sum(1 for _ in read_lines(lines))
     lines.seek(0)
     with tqdm(total=total, initial=len(results.done), unit="request", disable=not sys.stderr.isatty()) as progress:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interleaf.cli.flags import add_engine_flags, engine_options, size_in_bytes
+from interleaf.cli.flags import ANSWER_OPTIONS, add_answer_flags, add_engine_flags, engine_options, size_in_bytes
 from interleaf.config import BUILTIN_MODEL, engine_args
 from interleaf.errors import ConfigError
 from interleaf.observe import LOG_LEVELS, LogSettings, configure_logging, share_log
@@ -28,6 +28,7 @@ SAME_OPTIONS = (
     "max_file_size",
     "request_timeout",
     "trust_request_chat_template",
+    *ANSWER_OPTIONS,
 )
 """Flags that are fields of ServerOptions."""
 FRONT_END_OPTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", "otlp_traces_endpoint")
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_address_flags(group)
     _add_access_flags(group)
     _add_operation_flags(group)
+    add_answer_flags(parser)
     add_engine_flags(parser)
     parser.add_argument(
         "--seed", type=int, default=argparse.SUPPRESS, help="of the noise of requests that bring no seed (default: 0)"

@@ -46,9 +46,10 @@ class CallGrown:
 
 @dataclass(frozen=True, slots=True)
 class CallDone:
-    """Call `index` is complete, or broken off for good."""
+    """Call `index` is complete; or dropped: it was none, and what was written of it is told as content."""
 
     index: int
+    dropped: bool = False
 
 
 News = Reasoning | Content | CallBegun | CallGrown | CallDone
@@ -156,7 +157,7 @@ class AnswerReader:
             return [CallDone(self._index)]
         elif isinstance(piece, CallDropped):
             calls.pop()
-            return [CallDone(self._index), *self._spaced(piece.text)]
+            return [CallDone(self._index, dropped=True), *self._spaced(piece.text)]
         return []
 
     def _spaced(self, text: str) -> list[News]:

@@ -13,9 +13,11 @@ from fastapi import APIRouter, Request, Response
 from interleaf.frontend.processor import PromptDict
 from interleaf.outputs import CompletionOutput, RequestOutput
 from interleaf.params import RequestOutputKind
+from interleaf.server.answers import Thinking, ToolChoice
 from interleaf.server.chat_prompt import chat_prompt
 from interleaf.server.errors import api_error, bad_request, validated
 from interleaf.server.generation import Context, UsageCounter, context_of, generated
+from interleaf.server.message_blocks import MessageBlocks
 from interleaf.server.protocol.anthropic import (
     Block,
     CountTokensRequest,
@@ -23,13 +25,15 @@ from interleaf.server.protocol.anthropic import (
     MessageResponse,
     MessagesRequest,
     MessageUsage,
-    TextBlock,
     TokenCount,
 )
 from interleaf.server.protocol.chat import TemplateFields
 from interleaf.server.routing import ANTHROPIC_ERROR_SCHEMA, JsonRoute, responses
 from interleaf.server.state import ServerState, state_of
 from interleaf.server.streaming import EventStream, event, json_response, until_gone
+
+OWN_PLACES = ("tool_result", "tool_use", "thinking", "redacted_thinking")
+"""Types of blocks that are no part of a message's text."""
 
 router = APIRouter(route_class=JsonRoute, tags=["Anthropic"])
 
@@ -55,12 +59,18 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
 
 @dataclass
 class Job:
-    """One request."""
+    """One request.
+
+    Fields:
+        blocks: of the answer, once it is generated.
+    """
 
     body: MessagesRequest
     context: Context
     message: MessageResponse
+    choice: ToolChoice
     counter: UsageCounter = field(default_factory=lambda: UsageCounter(1))
+    blocks: MessageBlocks = field(init=False)
 
     @staticmethod
     def of(body: MessagesRequest, context: Context) -> Job:
@@ -71,15 +81,20 @@ class Job:
         """
         body.check_fields()
         model = context.state.check_model(body.model)
-        return Job(body, context, MessageResponse(f"msg_{context.request_id}", model, [], MessageUsage(0, 0, 0)))
+        if body.thinking is not None and body.thinking.type == "enabled" and context.state.parsers.reasoning is None:
+            raise bad_request("thinking is not supported by this model.", "thinking")
+        message = MessageResponse(f"msg_{context.request_id}", model, [], MessageUsage(0, 0, 0))
+        return Job(body, context, message, _tool_choice(body))
 
     async def response(self) -> MessageResponse:
         """The whole response."""
         async with aclosing(self._outputs(RequestOutputKind.FINAL_ONLY)) as outputs:
             async for output in outputs:
                 [one] = output.outputs
-                self.message.content = [TextBlock(one.text)]
+                for _ in (*self.blocks.begin(), *self.blocks.follow(one)):
+                    pass
                 self._finish(one)
+        self.message.content = self.blocks.blocks
         self.message.usage = self._usage()
         return self.message
 
@@ -95,18 +110,17 @@ class Job:
                         usage.output_tokens = 0
                         self.message.usage = usage
                         yield _event("message_start", message=self.message)
-                        yield _event("content_block_start", index=0, content_block=TextBlock(""))
+                        for kind, fields in self.blocks.begin():
+                            yield _event(kind, **fields)
                     [one] = output.outputs
-                    if one.text:
-                        delta = {"type": "text_delta", "text": one.text}
-                        yield _event("content_block_delta", index=0, delta=delta)
+                    for kind, fields in self.blocks.follow(one):
+                        yield _event(kind, **fields)
                     self._finish(one)
         except Exception as error:
             if not begun:
                 raise
             yield event(api_error(error).body(anthropic=True), "error")
             return
-        yield _event("content_block_stop", index=0)
         ended = {"stop_reason": self.message.stop_reason, "stop_sequence": self.message.stop_sequence}
         yield _event("message_delta", delta=ended, usage=self._usage())
         yield _event("message_stop")
@@ -117,6 +131,10 @@ class Job:
             self.context.engine.default_sampling_params(), max_tokens=self.body.max_tokens, output_kind=kind
         )
         prompt = await _prompt(self.context.state, self.body)
+        plan = self.context.state.parsers.plan(params, prompt.get("prompt", ""), self.choice, _thinking(self.body))
+        if plan is not None:
+            params = plan.params
+        self.blocks = MessageBlocks(None if plan is None else plan.reader(), kind is RequestOutputKind.DELTA)
         async with aclosing(generated(self.context, fields, [prompt], params, self.message.id)) as outputs:
             async for _, output in outputs:
                 self.counter.add(0, output)
@@ -128,13 +146,36 @@ class Job:
         elif isinstance(one.stop_reason, str):
             self.message.stop_reason, self.message.stop_sequence = "stop_sequence", one.stop_reason
         elif one.finished:
-            self.message.stop_reason = "end_turn"
+            self.message.stop_reason = "tool_use" if self.blocks.has_calls else "end_turn"
 
     def _usage(self) -> MessageUsage:
         counter = self.counter
         return MessageUsage(
             counter.prompt_tokens - counter.cached_tokens, counter.completion_tokens, counter.cached_tokens
         )
+
+
+def _tool_choice(body: MessagesRequest) -> ToolChoice:
+    """
+    Raises:
+        ApiError: it demands a tool that there is not.
+    """
+    tools: dict[str, Any] = {tool.name: tool.input_schema or {} for tool in body.tools or ()}
+    choice = body.tool_choice
+    if choice is None:
+        return ToolChoice(tools)
+    mode = "required" if choice.type == "any" else "none" if choice.type == "none" else "auto"
+    name = choice.name or "" if choice.type == "tool" else None
+    return ToolChoice(tools, mode, name, parallel=not choice.disable_parallel_tool_use)
+
+
+def _thinking(body: MessagesRequest) -> Thinking:
+    asked = body.thinking
+    last = body.messages[-1]
+    continued = last.content if last.role == "assistant" and isinstance(last.content, str) else None
+    if asked is None:
+        return Thinking(continued=continued)
+    return Thinking(asked.type != "disabled", asked.budget_tokens, continued)
 
 
 def _event(kind: str, **fields: Any) -> bytes:
@@ -154,13 +195,15 @@ async def _prompt(state: ServerState, body: CountTokensRequest) -> PromptDict:
         for tool in body.tools or ()
     ]
     prefilled = body.messages[-1].role == "assistant"
-    fields = {
+    fields: dict[str, Any] = {
         "messages": messages,
         "tools": tools or None,
         "add_generation_prompt": not prefilled,
         "continue_final_message": prefilled,
         "reasoning_effort": body.output_config and body.output_config.effort,
     }
+    if body.thinking is not None and body.thinking.type != "adaptive":
+        fields["chat_template_kwargs"] = {"enable_thinking": body.thinking.type == "enabled"}
     with_tools = body.tool_choice is None or body.tool_choice.type != "none"
     return await chat_prompt(state, validated(TemplateFields, fields), with_tools)
 
@@ -183,10 +226,15 @@ def _messages(message: InputMessage) -> list[dict[str, Any]]:
         for block in message.content
         if block.type == "tool_use"
     ]
-    rest = [block for block in message.content if block.type not in ("tool_result", "tool_use")]
+    thoughts = [block.thinking for block in message.content if block.type == "thinking" and block.thinking]
+    rest = [block for block in message.content if block.type not in OWN_PLACES]
     spoken: list[dict[str, Any]] = []
     if rest or calls or not results:
-        spoken = [{"role": message.role, "content": _text(rest), **({"tool_calls": calls} if calls else {})}]
+        spoken = [{"role": message.role, "content": _text(rest)}]
+        if calls:
+            spoken[0]["tool_calls"] = calls
+        if thoughts:
+            spoken[0]["reasoning_content"] = "\n".join(thoughts)
     return [*results, *spoken]
 
 

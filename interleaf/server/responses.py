@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -16,30 +16,35 @@ from fastapi import APIRouter, Request, Response
 from interleaf.outputs import CompletionOutput, RequestOutput
 from interleaf.params import RequestOutputKind
 from interleaf.server import generation
+from interleaf.server.answers import AnswerPlan, Thinking, ToolChoice
 from interleaf.server.chat_prompt import chat_prompt
 from interleaf.server.clock import now
 from interleaf.server.errors import ApiError, api_error, bad_request, validated
 from interleaf.server.generation import Context, UsageCounter, context_of, generated
 from interleaf.server.logprobs import LogprobWriter
 from interleaf.server.protocol.chat import ChatMessage, TemplateFields, Tool
+from interleaf.server.protocol.common import ApiModel
 from interleaf.server.protocol.responses import (
     ErrorEvent,
     IncompleteDetails,
     InputItem,
     InputTokensDetails,
-    OutputMessage,
-    OutputText,
     OutputTokensDetails,
     ResponseError,
     ResponseEvent,
     ResponseObject,
     ResponseRequest,
+    ResponseToolChoice,
     ResponseUsage,
 )
+from interleaf.server.response_items import ResponseItems, assistant_message
 from interleaf.server.response_store import StoredResponse
 from interleaf.server.routing import JsonRoute, responses
 from interleaf.server.state import ServerState, state_of
 from interleaf.server.streaming import EventStream, event, json_response, until_gone
+
+if TYPE_CHECKING:
+    from interleaf.frontend.tokenizer import Tokenizer
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
@@ -118,15 +123,21 @@ class Job:
 
     Fields:
         messages: of the conversation, without the instructions.
+        choice: what it says of tools.
         num_events: that were sent.
+        plan: how the answer is read; None until the prompt is known, and where it is told as it is.
+        items: of the answer, once it is generated.
     """
 
     body: ResponseRequest
     context: Context
     messages: list[dict[str, Any]]
     response_object: ResponseObject
+    choice: ToolChoice
     counter: UsageCounter = field(default_factory=lambda: UsageCounter(1))
     num_events: int = 0
+    plan: AnswerPlan | None = None
+    items: ResponseItems = field(init=False)
 
     @staticmethod
     async def of(body: ResponseRequest, context: Context) -> Job:
@@ -146,7 +157,7 @@ class Job:
         messages = [*before, *input_messages(body.input)]
         # Never made of the client's id: that may come twice, and one response must not take another's place.
         response = ResponseObject(f"resp_{uuid.uuid4().hex}", now(), model)
-        job = Job(body, context, messages, _told_again(response, body))
+        job = Job(body, context, messages, _told_again(response, body), tool_choice_of(body))
         job._message_fields()
         return job
 
@@ -155,8 +166,11 @@ class Job:
         async with aclosing(self._outputs(RequestOutputKind.FINAL_ONLY)) as outputs:
             async for output in outputs:
                 [one] = output.outputs
-                text = OutputText(one.text, [], self._logprobs(one))
-                self._finish(one, text)
+                for _ in (*self.items.begin(), *self.items.follow(one, self._logprobs(one))):
+                    pass
+                self._finish(one)
+        for _ in self.items.end(self.response_object.status):
+            pass
         await self._keep()
         return self.response_object
 
@@ -188,25 +202,22 @@ class Job:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The response in pieces."""
         response = self.response_object
-        item = OutputMessage(f"msg_{response.id[5:]}", "in_progress", [])
-        place: dict[str, Any] = {"item_id": item.id, "output_index": 0, "content_index": 0}
-        text = OutputText("")
         begun = False
         try:
             async with aclosing(self._outputs(RequestOutputKind.DELTA)) as outputs:
                 async for output in outputs:
                     if not begun:
                         begun = True
-                        for data in self._beginning(item, place):
-                            yield data
+                        yield self._event("response.created", response=response)
+                        yield self._event("response.in_progress", response=response)
+                        for kind, fields in self.items.begin():
+                            yield self._event("response." + kind, **fields)
                     [one] = output.outputs
-                    logprobs = self._logprobs(one)
-                    text.text += one.text
-                    text.logprobs.extend(logprobs)
-                    if one.text or logprobs:
-                        yield self._event("response.output_text.delta", **place, delta=one.text, logprobs=logprobs)
+                    for kind, fields in self.items.follow(one, self._logprobs(one)):
+                        yield self._event("response." + kind, **fields)
                     if one.finished:
-                        self._finish(one, text)
+                        self._finish(one)
+            last = [self._event("response." + kind, **fields) for kind, fields in self.items.end(response.status)]
             await self._keep()
         except Exception as error:
             if not begun:
@@ -216,19 +227,9 @@ class Job:
             yield self._error_event(told)
             yield self._event("response.failed", response=response)
             return
-        [item] = response.output
-        yield self._event("response.output_text.done", **place, text=text.text, logprobs=text.logprobs)
-        yield self._event("response.content_part.done", **place, part=text)
-        yield self._event("response.output_item.done", output_index=0, item=item)
+        for data in last:
+            yield data
         yield self._event(f"response.{response.status}", response=response)
-
-    def _beginning(self, item: OutputMessage, place: dict[str, Any]) -> list[bytes]:
-        return [
-            self._event("response.created", response=self.response_object),
-            self._event("response.in_progress", response=self.response_object),
-            self._event("response.output_item.added", output_index=0, item=item),
-            self._event("response.content_part.added", **place, part=OutputText("")),
-        ]
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         self.num_events += 1
@@ -249,6 +250,7 @@ class Job:
         return TemplateFields.model_construct(
             messages=[validated(ChatMessage, message) for message in [*system, *self.messages]],
             tools=tools if self.body.tool_choice != "none" else None,
+            chat_template_kwargs=self.body.chat_template_kwargs,
             reasoning_effort=self.body.reasoning and self.body.reasoning.effort,
         )
 
@@ -262,30 +264,43 @@ class Job:
             output_kind=kind,
         )
         prompt = await chat_prompt(self.context.state, self._message_fields())
+        thinking = Thinking(budget=self.body.thinking_token_budget)
+        plan = self.context.state.parsers.plan(params, prompt.get("prompt", ""), self.choice, thinking)
+        if plan is not None:
+            params, self.plan = plan.params, plan
+        reader = None if plan is None else plan.reader()
+        streamed = kind is RequestOutputKind.DELTA
+        self.items = ResponseItems(reader, f"msg_{self.response_object.id[5:]}", streamed)
         self.response_object.status = "in_progress"
         async with aclosing(generated(self.context, fields, [prompt], params, self.response_object.id)) as outputs:
             async for _, output in outputs:
                 self.counter.add(0, output)
                 yield output
 
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self.context.engine.tokenizer
+
     def _logprobs(self, one: CompletionOutput) -> list[Any]:
         if not self.body.wants_logprobs or one.logprobs is None:
             return []
-        writer = LogprobWriter(self.context.engine.tokenizer, as_token_ids=False)
+        writer = LogprobWriter(self._tokenizer, as_token_ids=False)
         return list(writer.chat(one.token_ids, one.logprobs, self.body.top_logprobs or 0).content)
 
-    def _finish(self, one: CompletionOutput, text: OutputText) -> None:
+    def _finish(self, one: CompletionOutput) -> None:
         response, counter = self.response_object, self.counter
         cut_off = one.finish_reason == "length"
         response.status = "incomplete" if cut_off else "completed"
         response.incomplete_details = IncompleteDetails("max_output_tokens") if cut_off else None
         response.completed_at = None if cut_off else now()
-        response.output = [OutputMessage(f"msg_{response.id[5:]}", response.status, [text])]
+        response.output = self.items.items
+        reader, plan = self.items.reader, self.plan
+        thought = 0 if plan is None or reader is None else plan.num_reasoning_tokens(reader, self._tokenizer)
         response.usage = ResponseUsage(
             counter.prompt_tokens,
             InputTokensDetails(counter.cached_tokens),
             counter.completion_tokens,
-            OutputTokensDetails(),
+            OutputTokensDetails(thought),
             counter.prompt_tokens + counter.completion_tokens,
         )
 
@@ -297,7 +312,7 @@ class Job:
         response = self.response_object
         if self.body.store is False:
             return
-        answers = [{"role": "assistant", "content": item.content[0].text} for item in response.output]
+        answers = [assistant_message(response.output)] if response.output else []
         given = self.body.input
         items = [{"role": "user", "content": given}] if isinstance(given, str) else [one.model_dump() for one in given]
         await self.context.state.response_store.put(
@@ -319,21 +334,52 @@ def input_messages(given: str | list[InputItem]) -> list[dict[str, Any]]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[dict[str, Any]] = []
+    thought = ""
     for item in given:
         item.check_fields()
-        if item.type in (None, "message"):
-            if item.role is None or item.content is None:
-                raise bad_request("Each message in input needs a role and content.", "input")
-            messages.append({"role": item.role, "content": item.content})
-        elif item.type == "function_call":
-            function = {"name": item.name or "", "arguments": item.arguments or ""}
-            call = {"id": item.call_id, "type": "function", "function": function}
-            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-        elif item.type == "function_call_output":
-            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
+        if item.type == "reasoning":
+            thought += "\n".join(str(part.get("text") or "") for part in item.content or () if isinstance(part, dict))
+            continue
+        message = _input_message(item)
+        last = messages[-1] if messages else {}
+        if thought and message["role"] == "assistant":
+            message["reasoning_content"], thought = thought, ""
+        if item.type == "function_call" and last.get("role") == "assistant":
+            # Items of one answer are one message.
+            last.setdefault("tool_calls", []).extend(message["tool_calls"])
         else:
-            raise bad_request(f"Items of type {item.type[:100]!r} are not taken in input.", "input")
+            messages.append(message)
     return messages
+
+
+def _input_message(item: InputItem) -> dict[str, Any]:
+    if item.type in (None, "message"):
+        if item.role is None or item.content is None:
+            raise bad_request("Each message in input needs a role and content.", "input")
+        return {"role": item.role, "content": item.content}
+    if item.type == "function_call":
+        function = {"name": item.name or "", "arguments": item.arguments or ""}
+        call = {"id": item.call_id, "type": "function", "function": function}
+        return {"role": "assistant", "content": None, "tool_calls": [call]}
+    if item.type == "function_call_output":
+        return {"role": "tool", "tool_call_id": item.call_id, "content": item.output}
+    raise bad_request(f"Items of type {item.type[:100]!r} are not taken in input.", "input")
+
+
+def tool_choice_of(body: ResponseRequest) -> ToolChoice:
+    """
+    Raises:
+        ApiError: it demands a tool that there is not.
+    """
+    tools: dict[str, Any] = {tool.name or "": tool.parameters or {} for tool in body.tools or ()}
+    choice, parallel = body.tool_choice, body.parallel_tool_calls is not False
+    if not isinstance(choice, ResponseToolChoice):
+        return ToolChoice(tools, choice or "auto", parallel=parallel)
+    if choice.type == "function":
+        return ToolChoice(tools, name=choice.name or "", parallel=parallel)
+    allowed = {tool.name for tool in choice.tools or ()}
+    tools = {name: parameters for name, parameters in tools.items() if name in allowed}
+    return ToolChoice(tools, choice.mode or "auto", parallel=parallel)
 
 
 def _input_item(item: dict[str, Any], name: str) -> dict[str, Any]:
@@ -354,7 +400,8 @@ def _told_again(response: ResponseObject, body: ResponseRequest) -> ResponseObje
         if getattr(body, name) is not None:
             setattr(response, name, getattr(body, name))
     response.tools = [tool.model_dump() for tool in body.tools or ()]
-    response.tool_choice = body.tool_choice if isinstance(body.tool_choice, str) else "auto"
+    choice = body.tool_choice
+    response.tool_choice = choice.model_dump(exclude_none=True) if isinstance(choice, ApiModel) else choice or "auto"
     if body.reasoning is not None:
         response.reasoning = {"effort": body.reasoning.effort, "summary": None}
     return response

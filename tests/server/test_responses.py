@@ -94,7 +94,7 @@ async def test_items(client: httpx.AsyncClient, engine: FakeAsyncEngine) -> None
     ]
     tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
     body = (await respond(client, input=given, tools=tools, max_output_tokens=1)).json()
-    assert bytes(engine.client.requests[-1].prompt_token_ids) == b"u:hi;a:yo;a:;t:5;t1;a:"
+    assert bytes(engine.client.requests[-1].prompt_token_ids) == b"u:hi;a:yo;t:5;t1;a:"
     assert body["tools"][0]["name"] == "f"
 
 

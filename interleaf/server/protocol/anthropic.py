@@ -17,6 +17,7 @@ class Block(ApiModel):
 
     type: str
     text: str | None = None
+    thinking: str | None = None
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None
@@ -26,7 +27,9 @@ class Block(ApiModel):
     without_effect: ClassVar[dict[str, str]] = {
         "cache_control": "every prefix is cached",
         "citations": "none are made",
+        "data": "only its maker can read it",
         "is_error": "templates have no place for it",
+        "signature": "nothing is signed",
     }
 
 
@@ -50,12 +53,14 @@ class ToolDefinition(ApiModel):
 class ToolChoice(ApiModel):
     type: Literal["auto", "none", "any", "tool"]
     name: str | None = None
-
-    without_effect: ClassVar[dict[str, str]] = {"disable_parallel_tool_use": "the model decides"}
+    disable_parallel_tool_use: bool | None = False
 
 
 class Thinking(ApiModel):
     type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+
+    without_effect: ClassVar[dict[str, str]] = {"display": "reasoning is told as it is"}
 
 
 class OutputConfig(ApiModel):
@@ -83,12 +88,8 @@ class CountTokensRequest(ApiModel):
             tool.check_fields()
             if tool.type not in (None, "custom"):
                 raise bad_request(f"Tools of type {tool.type[:100]!r} are not run here.", "tools")
-        if self.tool_choice is not None and self.tool_choice.type in ("any", "tool"):
-            raise bad_request("tool_choice must be auto or none: the model cannot be made to call a tool.")
         if self.output_config is not None and self.output_config.format is not None:
             raise bad_request("output_config must not have a format: structured output is not available.")
-        if self.thinking is not None and self.thinking.type == "enabled":
-            raise bad_request("thinking is not supported by this model.", "thinking")
 
 
 class MessagesRequest(CountTokensRequest):
@@ -111,9 +112,22 @@ class MessagesRequest(CountTokensRequest):
         )
 
 
-class TextBlock(msgspec.Struct):
+class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
     text: str
-    type: str = "text"
+
+
+class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any] = {}
+
+
+ContentBlock = TextBlock | ThinkingBlock | ToolUseBlock
 
 
 class MessageUsage(msgspec.Struct):
@@ -128,7 +142,7 @@ class MessageUsage(msgspec.Struct):
 class MessageResponse(msgspec.Struct):
     id: str
     model: str
-    content: list[TextBlock]
+    content: list[ContentBlock]
     usage: MessageUsage
     stop_reason: str | None = None
     stop_sequence: str | None = None

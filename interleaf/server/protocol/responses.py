@@ -16,7 +16,7 @@ MAX_ITEMS = 10_000
 Parts = Annotated[list[dict[str, Any]], FirstMistake()]
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = frozenset({LOGPROBS, "reasoning.encrypted_content"})
-"""The latter is never there, as for any model that does not reason."""
+"""The latter is never there: reasoning is told as it is."""
 
 
 class InputItem(ApiModel):
@@ -29,8 +29,11 @@ class InputItem(ApiModel):
     name: str | None = None
     arguments: str | None = None
     output: str | Parts | None = None
+    summary: Parts | None = None
 
-    without_effect: ClassVar[dict[str, str]] = dict.fromkeys(("id", "status", "phase"), "it changes nothing")
+    without_effect: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("id", "status", "phase", "encrypted_content"), "it changes nothing"
+    )
 
 
 class FunctionTool(ApiModel):
@@ -39,6 +42,15 @@ class FunctionTool(ApiModel):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class ResponseToolChoice(ApiModel):
+    """A tool by its name, or a choice among some of the tools."""
+
+    type: Literal["function", "allowed_tools"]
+    name: str | None = None
+    mode: Literal["auto", "required"] | None = None
+    tools: Annotated[list[FunctionTool], FirstMistake()] | None = Field(None, max_length=MAX_TOOLS)
 
 
 class TextFormat(ApiModel):
@@ -72,7 +84,7 @@ class ResponseRequest(ApiModel):
     metadata: dict[str, str] | None = None
     text: TextOptions | None = None
     tools: Annotated[list[FunctionTool], FirstMistake()] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = True
     reasoning: Reasoning | None = None
     truncation: Literal["auto", "disabled"] | None = "disabled"
@@ -86,6 +98,8 @@ class ResponseRequest(ApiModel):
     ignore_eos: bool | None = None
     priority: int | None = 0
     cache_salt: str | None = Field(None, min_length=1)
+    chat_template_kwargs: dict[str, Any] | None = None
+    thinking_token_budget: int | None = Field(None, ge=0, le=2**31 - 1)
 
     without_effect: ClassVar[dict[str, str]] = {**WITHOUT_EFFECT, "max_tool_calls": "no tool is run here"}
 
@@ -104,7 +118,6 @@ class ResponseRequest(ApiModel):
             "truncation": self.truncation == "auto",
             "text": self.text is not None and self.text.format is not None and self.text.format.type != "text",
             "tools": any(tool.type != "function" for tool in self.tools or ()),
-            "tool_choice": self.tool_choice not in (None, "auto", "none"),
             "include": not INCLUDABLE.issuperset(self.include or ()),
             "conversation": bool((self.model_extra or {}).get("conversation")),
             "prompt": bool((self.model_extra or {}).get("prompt")),
@@ -144,19 +157,39 @@ class ResponseUsage(msgspec.Struct):
     total_tokens: int
 
 
-class OutputText(msgspec.Struct):
+class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
     text: str
     annotations: list[Any] = []
     logprobs: list[Any] = []
-    type: str = "output_text"
 
 
-class OutputMessage(msgspec.Struct):
+class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class OutputMessage(msgspec.Struct, tag_field="type", tag="message"):
     id: str
     status: str
     content: list[OutputText]
     role: str = "assistant"
-    type: str = "message"
+
+
+class OutputReasoning(msgspec.Struct, tag_field="type", tag="reasoning"):
+    id: str
+    status: str
+    content: list[ReasoningText]
+    summary: list[Any] = []
+
+
+class OutputCall(msgspec.Struct, tag_field="type", tag="function_call"):
+    id: str
+    status: str
+    call_id: str
+    name: str
+    arguments: str = ""
+
+
+OutputItem = OutputMessage | OutputReasoning | OutputCall
 
 
 class ResponseError(msgspec.Struct):
@@ -178,7 +211,7 @@ class ResponseObject(msgspec.Struct):
     completed_at: int | None = None
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
-    output: list[OutputMessage] = []
+    output: list[OutputItem] = []
     usage: ResponseUsage | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
@@ -190,7 +223,7 @@ class ResponseObject(msgspec.Struct):
     store: bool = True
     temperature: float = 1.0
     text: dict[str, Any] = msgspec.field(default_factory=lambda: {"format": {"type": "text"}})
-    tool_choice: str = "auto"
+    tool_choice: Any = "auto"
     tools: list[Any] = []
     top_logprobs: int = 0
     top_p: float = 1.0
@@ -208,10 +241,11 @@ class ResponseEvent(msgspec.Struct):
     output_index: int | UnsetType = UNSET
     content_index: int | UnsetType = UNSET
     item_id: str | UnsetType = UNSET
-    item: OutputMessage | UnsetType = UNSET
-    part: OutputText | UnsetType = UNSET
+    item: OutputItem | UnsetType = UNSET
+    part: OutputText | ReasoningText | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
     logprobs: list[Any] | UnsetType = UNSET
 
 
