@@ -92,12 +92,12 @@ void bind_quantized(nb::module_& module, nb::class_<Program>& program) {
       nb::kw_only(), "rows"_a, "x"_a, "x_scales"_a, "x_sums"_a, "table"_a, "bias"_a, "y"_a, "y_type"_a, "epilogue"_a);
   program.def(
       "embedding_quantized",
-      [](Program& self, Address ids, const QuantizedTable& table, Address y) {
+      [](Program& self, Address ids, const QuantizedTable& table, Address y, float scale) {
         self.add<&interleaf::KernelTable::embedding_quantized>(
             "embedding_quantized", Rows::kTokens,
-            interleaf::EmbeddingQuantizedArgs{at<int32_t>(ids), table.args(), at<float>(y), table.k});
+            interleaf::EmbeddingQuantizedArgs{at<int32_t>(ids), table.args(), at<float>(y), table.k, scale});
       },
-      nb::kw_only(), "ids"_a, "table"_a, "y"_a);
+      nb::kw_only(), "ids"_a, "table"_a, "y"_a, "scale"_a);
 }
 
 nb::class_<Program> bind_program(nb::module_& module) {
@@ -112,20 +112,20 @@ nb::class_<Program> bind_program(nb::module_& module) {
            })
       .def(
           "embedding",
-          [](Program& program, Address ids, Address table, Address y, int width, DType table_type) {
+          [](Program& program, Address ids, Address table, Address y, int width, float scale, DType table_type) {
             program.add<&interleaf::KernelTable::embedding>(
-                "embedding", Rows::kTokens, interleaf::EmbeddingArgs{at<int32_t>(ids), at<void>(table), at<float>(y), width, table_type});
+                "embedding", Rows::kTokens, interleaf::EmbeddingArgs{at<int32_t>(ids), at<void>(table), at<float>(y), width, scale, table_type});
           },
-          nb::kw_only(), "ids"_a, "table"_a, "y"_a, "width"_a, "table_type"_a)
+          nb::kw_only(), "ids"_a, "table"_a, "y"_a, "width"_a, "scale"_a, "table_type"_a)
       .def(
           "rms_norm",
           [](Program& program, Rows rows, Address x, Address weight, Address y, Address row_index, int width, float eps,
-             DType y_type) {
+             DType y_type, bool add) {
             program.add<&interleaf::KernelTable::rms_norm>(
                 "rms_norm", rows, interleaf::RmsNormArgs{at<float>(x), at<float>(weight), at<void>(y), at<int32_t>(row_index), width,
-                                             eps, y_type});
+                                             eps, y_type, add});
           },
-          nb::kw_only(), "rows"_a, "x"_a, "weight"_a, "y"_a, "row_index"_a, "width"_a, "eps"_a, "y_type"_a)
+          nb::kw_only(), "rows"_a, "x"_a, "weight"_a, "y"_a, "row_index"_a, "width"_a, "eps"_a, "y_type"_a, "add"_a)
       .def(
           "linear",
           [](Program& program, Rows rows, Address x, Address weight, Address bias, Address y, int n, int k, DType x_type,
@@ -268,7 +268,8 @@ NB_MODULE(_native, module) {
   nb::enum_<interleaf::Epilogue>(module, "Epilogue")
       .value("STORE", interleaf::Epilogue::kStore)
       .value("ADD", interleaf::Epilogue::kAdd)
-      .value("SILU_MUL", interleaf::Epilogue::kSiluMul);
+      .value("SILU_MUL", interleaf::Epilogue::kSiluMul)
+      .value("GELU_MUL", interleaf::Epilogue::kGeluMul);
   nb::class_<interleaf::Memory>(module, "Memory", "Zeroed memory, aligned to a page, freed with the object.")
       .def(nb::init<size_t>(), "bytes"_a)
       .def_prop_ro("address", [](const interleaf::Memory& memory) { return reinterpret_cast<Address>(memory.data()); })

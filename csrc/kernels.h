@@ -33,14 +33,15 @@ struct Worker {
 };
 constexpr size_t kScratchBytes = size_t{8} << 20;
 
-// y = x . W^T (+ bias), then by `epilogue`: stored; added to y; or silu(gate) * up of interleaved columns.
+// y = x . W^T (+ bias), then by `epilogue`: stored; added to y; or activation(gate) * up of interleaved columns.
 // Every output is one sum over k in ascending order, whatever the number of rows or threads.
-enum class Epilogue : int32_t { kStore = 0, kAdd = 1, kSiluMul = 2 };
+enum class Epilogue : int32_t { kStore = 0, kAdd = 1, kSiluMul = 2, kGeluMul = 3 };
+constexpr bool is_gated(Epilogue epilogue) { return epilogue == Epilogue::kSiluMul || epilogue == Epilogue::kGeluMul; }
 struct LinearArgs {
   const void* x;       // [rows, K], x_type
   const void* weight;  // panels of 32 columns: bf16 [N/32][K/2][32][2], f32 [N/32][K][32]
   const float* bias;   // [N] or null
-  void* y;             // [rows, N] (kSiluMul: [rows, N/2]), y_type
+  void* y;             // [rows, N] (gated: [rows, N/2]), y_type
   int32_t n, k;
   DType x_type, weight_type, y_type;
   Epilogue epilogue;
@@ -77,7 +78,8 @@ struct LinearQuantizedArgs {
   Format format;
 };
 
-// y = x / sqrt(mean(x^2) + eps) * weight. (Zhang & Sennrich 2019.) Row i reads row row_index[i] when given.
+// y = x / sqrt(mean(x^2) + eps) * weight, added to what is in y (f32) with `add`. (Zhang & Sennrich 2019.) Row i reads
+// row row_index[i] when given.
 struct RmsNormArgs {
   const float* x;  // [rows, width]
   const float* weight;
@@ -86,14 +88,16 @@ struct RmsNormArgs {
   int32_t width;
   float eps;
   DType y_type;
+  bool add;
 };
 
-// y[i] = row ids[i] of a table that is packed as a linear weight with one row a column.
+// y[i] = scale * row ids[i] of a table that is packed as a linear weight with one row a column.
 struct EmbeddingArgs {
   const int32_t* ids;
   const void* table;
   float* y;  // [T, width]
   int32_t width;
+  float scale;
   DType table_type;
 };
 
@@ -103,6 +107,7 @@ struct EmbeddingQuantizedArgs {
   LinearQuantizedArgs table;  // its weight, scales, minima, k_padded, groups and format
   float* y;
   int32_t width;
+  float scale;
 };
 
 // Splits qkv into heads, normalizes q and k (where weights are given), rotates them, writes q to `q` and k and v

@@ -24,7 +24,7 @@ struct SourceRow {
 };
 SourceRow source_row(const std::vector<SourceTensor>& sources, int panel, int column, int n, bool interleaved);
 
-// Bytes of `n` x `k` packed (kSiluMul weights: `n` counts gate and up rows, `interleaved`).
+// Bytes of `n` x `k` packed (gated weights: `n` counts gate and up rows, `interleaved`).
 size_t packed_bytes(int n, int k, DType type, bool interleaved);
 
 // Packs the sources' rows, one after the other, as a weight of [sum of rows, k]. With `interleaved`, the first source

@@ -306,4 +306,10 @@ INTERLEAF_INLINE F32x16 silu(F32x16 x) {
   return x * reciprocal(broadcast(1.0f) + exp(broadcast(0.0f) - x));
 }
 
+// x / 2 * (1 + tanh(u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3), which is x / (1 + e^(-2u)). (Hendrycks 2016)
+INTERLEAF_INLINE F32x16 gelu_tanh(F32x16 x) {
+  const F32x16 slope = fma(x * x, broadcast(-2.0f * 0.7978845608f * 0.044715f), broadcast(-2.0f * 0.7978845608f));
+  return x * reciprocal(broadcast(1.0f) + exp(x * slope));
+}
+
 }  // namespace interleaf::INTERLEAF_LEVEL

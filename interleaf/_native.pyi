@@ -21,6 +21,8 @@ class Epilogue(enum.Enum):
 
     SILU_MUL = 2
 
+    GELU_MUL = 3
+
 class Memory:
     """Zeroed memory, aligned to a page, freed with the object."""
 
@@ -52,9 +54,9 @@ class Program:
 
     def names(self) -> list[str]: ...
 
-    def embedding(self, *, ids: int, table: int, y: int, width: int, table_type: DType) -> None: ...
+    def embedding(self, *, ids: int, table: int, y: int, width: int, scale: float, table_type: DType) -> None: ...
 
-    def rms_norm(self, *, rows: Rows, x: int, weight: int, y: int, row_index: int, width: int, eps: float, y_type: DType) -> None: ...
+    def rms_norm(self, *, rows: Rows, x: int, weight: int, y: int, row_index: int, width: int, eps: float, y_type: DType, add: bool) -> None: ...
 
     def linear(self, *, rows: Rows, x: int, weight: int, bias: int, y: int, n: int, k: int, x_type: DType, weight_type: DType, y_type: DType, epilogue: Epilogue) -> None: ...
 
@@ -66,7 +68,7 @@ class Program:
 
     def linear_quantized(self, *, rows: Rows, x: int, x_scales: int, x_sums: int, table: QuantizedTable, bias: int, y: int, y_type: DType, epilogue: Epilogue) -> None: ...
 
-    def embedding_quantized(self, *, ids: int, table: QuantizedTable, y: int) -> None: ...
+    def embedding_quantized(self, *, ids: int, table: QuantizedTable, y: int, scale: float) -> None: ...
 
 class QuantizedTable:
     """Addresses of a quantized weight's parts."""

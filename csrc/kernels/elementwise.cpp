@@ -29,6 +29,17 @@ INTERLEAF_INLINE void normalize_row(const float* x, const float* weight, Y* y, i
     store_partial(y + i, load_partial(x + i, width - i) * scale * load_partial(weight + i, width - i), width - i);
 }
 
+// The same, added to `y`.
+INTERLEAF_INLINE void add_normalized_row(const float* x, const float* weight, float* y, int width, float eps) {
+  const float mean = sum_of_squares(x, width) / static_cast<float>(width);
+  const F32x16 scale = broadcast(1.0f / __builtin_sqrtf(mean + eps));
+  for (int i = 0; i < width; i += kLanes) {
+    const int count = lower(kLanes, width - i);
+    const F32x16 normalized = load_partial(x + i, count) * scale * load_partial(weight + i, count);
+    store_partial(y + i, load_partial(y + i, count) + normalized, count);
+  }
+}
+
 template <typename Y>
 void rms_norm_rows(const RmsNormArgs& args, Range rows) {
   for (int row = rows.begin; row < rows.end; ++row) {
@@ -141,7 +152,7 @@ void embedding_rows(const EmbeddingArgs& args, Range rows) {
     const T* column = static_cast<const T*>(args.table) + panel_values * static_cast<size_t>(id / kPanelColumns) +
                       (id % kPanelColumns) * kPair;
     float* y = args.y + static_cast<ptrdiff_t>(row) * args.width;
-    for (int k = 0; k < args.width; ++k) y[k] = to_float(column[(k / kPair) * kPanelColumns * kPair + k % kPair]);
+    for (int k = 0; k < args.width; ++k) y[k] = args.scale * to_float(column[(k / kPair) * kPanelColumns * kPair + k % kPair]);
   }
 }
 
@@ -156,7 +167,12 @@ float read_all(const float* data, size_t count) {
 
 void rms_norm(const RmsNormArgs& args, int rows, const Worker& worker) {
   const Range part = part_of(rows, worker);
-  if (args.y_type == DType::kF32) {
+  if (args.add) {
+    for (int row = part.begin; row < part.end; ++row) {
+      const ptrdiff_t place = static_cast<ptrdiff_t>(row) * args.width;
+      add_normalized_row(args.x + place, args.weight, static_cast<float*>(args.y) + place, args.width, args.eps);
+    }
+  } else if (args.y_type == DType::kF32) {
     rms_norm_rows<float>(args, part);
   } else {
     rms_norm_rows<bf16>(args, part);

@@ -8,7 +8,7 @@ namespace interleaf::INTERLEAF_LEVEL {
 // Args: LinearArgs or LinearQuantizedArgs.
 template <typename Args>
 INTERLEAF_INLINE int num_panels(const Args& args) {
-  const int columns = args.epilogue == Epilogue::kSiluMul ? round_up(args.n / 2, kLanes) * 2 : args.n;
+  const int columns = is_gated(args.epilogue) ? round_up(args.n / 2, kLanes) * 2 : args.n;
   return (columns + kPanelColumns - 1) / kPanelColumns;
 }
 
@@ -28,14 +28,14 @@ INTERLEAF_INLINE void finish_column_group(const Args& args, Y* y, F32x16 sum, in
 // Writes one row's 32 sums of a panel.
 template <typename Y, typename Args>
 INTERLEAF_INLINE void finish(const Args& args, int row, int panel, F32x16 low, F32x16 high) {
-  if (args.epilogue == Epilogue::kSiluMul) {
+  if (is_gated(args.epilogue)) {
     const int width = args.n / 2, column = panel * kLanes;
     Y* y = static_cast<Y*>(args.y) + static_cast<ptrdiff_t>(row) * width + column;
     if (args.bias) {
       low = low + load(args.bias + panel * kPanelColumns);
       high = high + load(args.bias + panel * kPanelColumns + kLanes);
     }
-    const F32x16 gated = silu(low) * high;
+    const F32x16 gated = (args.epilogue == Epilogue::kSiluMul ? silu(low) : gelu_tanh(low)) * high;
     if (column + kLanes <= width) {
       store(y, gated);
     } else {

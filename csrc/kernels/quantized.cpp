@@ -365,7 +365,7 @@ void embedding_quantized(const EmbeddingQuantizedArgs& args, int rows, const Wor
   const Range part = part_of(rows, worker);
   for (int row = part.begin; row < part.end; ++row)
     for (int k = 0; k < args.width; ++k)
-      args.y[static_cast<ptrdiff_t>(row) * args.width + k] = weight_at(args.table, args.ids[row], k);
+      args.y[static_cast<ptrdiff_t>(row) * args.width + k] = args.scale * weight_at(args.table, args.ids[row], k);
 }
 
 }  // namespace interleaf::INTERLEAF_LEVEL

@@ -7,15 +7,23 @@ from interleaf.ops import Array, ModelInput, Ops
 
 
 class RmsNorm:
-    """x / sqrt(mean(x^2) + eps) * weight. (Zhang & Sennrich 2019)"""
+    """x / sqrt(mean(x^2) + eps) * weight. (Zhang & Sennrich 2019)
 
-    def __init__(self, ops: Ops, weights: Weights, width: int, eps: float) -> None:
+    Args:
+        plus: what the checkpoint's weight lacks: 1 in families that train it around zero.
+    """
+
+    def __init__(self, ops: Ops, weights: Weights, width: int, eps: float, plus: float = 0.0) -> None:
         self.ops = ops
-        self.weight = ops.vector(weights.take("weight", width))
+        self.weight = ops.vector(weights.take("weight", width), plus)
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
         return self.ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Array, residual: Array) -> Array:
+        """residual += norm(x), in place; returns it."""
+        return self.ops.rms_norm_add(x, self.weight, self.eps, residual)
 
     def of_logits_rows(self, x: Array, inputs: ModelInput, exact: bool = False) -> Array:
         """Only the rows in `inputs.logits_index`; `exact` is as float32 whatever the arithmetic's dtype."""

@@ -129,8 +129,8 @@ class Ops(Protocol):
         quantized.
         """
 
-    def vector(self, source: HostTensor) -> Array:
-        """A norm's weight, as float32."""
+    def vector(self, source: HostTensor, plus: float = 0.0) -> Array:
+        """A norm's weight, as float32, with `plus` added to each value."""
 
     def table(self, values: np.ndarray) -> Array:
         """A float32 table that ops read, such as the cosines and sines of `rotary_cache`."""
@@ -141,11 +141,14 @@ class Ops(Protocol):
     def copy_blocks(self, caches: Sequence[LayerCache], pairs: Sequence[tuple[int, int]]) -> None:
         """Copy block `source` to block `destination` in every layer, in order."""
 
-    def embedding(self, inputs: ModelInput, table: LinearWeight) -> Array:
-        """Rows of `table` by token id: float32 [T, k]."""
+    def embedding(self, inputs: ModelInput, table: LinearWeight, scale: float = 1.0) -> Array:
+        """Rows of `table` by token id, times `scale`: float32 [T, k]."""
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """x / sqrt(mean(x^2) + eps) * weight, in the arithmetic's dtype. (Zhang & Sennrich 2019)"""
+
+    def rms_norm_add(self, x: Array, weight: Array, eps: float, residual: Array) -> Array:
+        """residual += x / sqrt(mean(x^2) + eps) * weight, in place and in float32; returns it."""
 
     def rms_norm_of_logits_rows(
         self, x: Array, weight: Array, eps: float, inputs: ModelInput, exact: bool = False
@@ -160,6 +163,9 @@ class Ops(Protocol):
 
     def linear_silu_mul(self, x: Array, weight: LinearWeight) -> Array:
         """silu(x . Gate^T) * (x . Up^T) of an interleaved weight. (Shazeer 2020)"""
+
+    def linear_gelu_mul(self, x: Array, weight: LinearWeight) -> Array:
+        """The same with GELU in its tanh form, x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). (Hendrycks 2016)"""
 
     def rotary_cache(
         self,

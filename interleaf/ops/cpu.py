@@ -281,10 +281,10 @@ class CpuOps:
         self.runtime.pack_quantized(sources=rows, k=k, format=format, interleaved=interleaved, to=table)
         return CpuQuantized(table, n, k, bias)
 
-    def vector(self, source: HostTensor) -> np.ndarray:
+    def vector(self, source: HostTensor, plus: float = 0.0) -> np.ndarray:
         values = np.empty(source.num_values, np.float32)
         _native.decode(source.dtype, address_of(source.data), source.num_values, address_of(values))
-        return values
+        return values + np.float32(plus) if plus else values
 
     def table(self, values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values, np.float32)
@@ -310,16 +310,18 @@ class CpuOps:
     def _buffer(self, rows: _native.Rows, width: int, dtype: _native.DType) -> Buffer:
         return Buffer(self._arena, rows, self._max_rows[rows], width, dtype)
 
-    def embedding(self, inputs: ModelInput, table: AnyLinear) -> Buffer:
+    def embedding(self, inputs: ModelInput, table: AnyLinear, scale: float = 1.0) -> Buffer:
         y = self._buffer(_native.Rows.TOKENS, table.k, _native.DType.float32)
         if isinstance(table, CpuQuantized):
-            self.program.embedding_quantized(ids=address_of(inputs.token_ids), table=table.table, y=y.address)
+            ids = address_of(inputs.token_ids)
+            self.program.embedding_quantized(ids=ids, table=table.table, y=y.address, scale=scale)
             return y
         self.program.embedding(
             ids=address_of(inputs.token_ids),
             table=table.address,
             y=y.address,
             width=table.k,
+            scale=scale,
             table_type=table.dtype,
         )
         return y
@@ -327,13 +329,18 @@ class CpuOps:
     def rms_norm(self, x: Buffer, weight: np.ndarray, eps: float) -> Buffer:
         return self._rms_norm(x, weight, eps, self._buffer(x.rows, x.width, self.dtype), 0)
 
+    def rms_norm_add(self, x: Buffer, weight: np.ndarray, eps: float, residual: Buffer) -> Buffer:
+        return self._rms_norm(x, weight, eps, residual, 0, add=True)
+
     def rms_norm_of_logits_rows(
         self, x: Buffer, weight: np.ndarray, eps: float, inputs: ModelInput, exact: bool = False
     ) -> Buffer:
         y = self._buffer(_native.Rows.LOGITS, x.width, _native.DType.float32 if exact else self.dtype)
         return self._rms_norm(x, weight, eps, y, address_of(inputs.logits_index))
 
-    def _rms_norm(self, x: Buffer, weight: np.ndarray, eps: float, y: Buffer, row_index: int) -> Buffer:
+    def _rms_norm(
+        self, x: Buffer, weight: np.ndarray, eps: float, y: Buffer, row_index: int, add: bool = False
+    ) -> Buffer:
         self.program.rms_norm(
             rows=y.rows,
             x=x.address,
@@ -343,6 +350,7 @@ class CpuOps:
             width=x.width,
             eps=eps,
             y_type=y.dtype,
+            add=add,
         )
         return y
 
@@ -354,8 +362,10 @@ class CpuOps:
         return self._linear(x, weight, residual, _native.Epilogue.ADD)
 
     def linear_silu_mul(self, x: Buffer, weight: AnyLinear) -> Buffer:
-        y = self._buffer(x.rows, weight.n // 2, self.dtype)
-        return self._linear(x, weight, y, _native.Epilogue.SILU_MUL)
+        return self._linear(x, weight, self._buffer(x.rows, weight.n // 2, self.dtype), _native.Epilogue.SILU_MUL)
+
+    def linear_gelu_mul(self, x: Buffer, weight: AnyLinear) -> Buffer:
+        return self._linear(x, weight, self._buffer(x.rows, weight.n // 2, self.dtype), _native.Epilogue.GELU_MUL)
 
     def _linear(self, x: Buffer, weight: AnyLinear, y: Buffer, epilogue: _native.Epilogue) -> Buffer:
         if isinstance(weight, CpuQuantized):

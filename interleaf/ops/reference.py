@@ -96,8 +96,8 @@ class ReferenceOps:
             weight = weight.bfloat16().float()
         return ReferenceLinear(weight, torch.cat([decode(bias) for bias in biases]) if biases else None)
 
-    def vector(self, source: HostTensor) -> torch.Tensor:
-        return decode(source).reshape(-1)
+    def vector(self, source: HostTensor, plus: float = 0.0) -> torch.Tensor:
+        return decode(source).reshape(-1) + plus
 
     def table(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32))
@@ -114,11 +114,14 @@ class ReferenceOps:
 
     # The forward pass
 
-    def embedding(self, inputs: ModelInput, table: ReferenceLinear) -> torch.Tensor:
-        return table.weight[torch.from_numpy(inputs.token_ids[: inputs.size.num_tokens]).long()]
+    def embedding(self, inputs: ModelInput, table: ReferenceLinear, scale: float = 1.0) -> torch.Tensor:
+        return table.weight[torch.from_numpy(inputs.token_ids[: inputs.size.num_tokens]).long()] * scale
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return self._round(_normalize(x, weight, eps))
+
+    def rms_norm_add(self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor) -> torch.Tensor:
+        return residual.add_(_normalize(x, weight, eps))
 
     def rms_norm_of_logits_rows(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, inputs: ModelInput, exact: bool = False
@@ -135,6 +138,10 @@ class ReferenceOps:
     def linear_silu_mul(self, x: torch.Tensor, weight: ReferenceLinear) -> torch.Tensor:
         gate, up = self.linear(x, weight).chunk(2, dim=-1)
         return self._round(torch.nn.functional.silu(gate) * up)
+
+    def linear_gelu_mul(self, x: torch.Tensor, weight: ReferenceLinear) -> torch.Tensor:
+        gate, up = self.linear(x, weight).chunk(2, dim=-1)
+        return self._round(torch.nn.functional.gelu(gate, approximate="tanh") * up)
 
     def rotary_cache(
         self,
