@@ -127,6 +127,13 @@ nb::class_<Program> bind_program(nb::module_& module) {
           },
           nb::kw_only(), "rows"_a, "x"_a, "weight"_a, "y"_a, "row_index"_a, "width"_a, "eps"_a, "y_type"_a, "add"_a)
       .def(
+          "soft_cap",
+          [](Program& program, Rows rows, Address x, int width, float cap) {
+            program.add<&interleaf::KernelTable::soft_cap>("soft_cap", rows,
+                                                           interleaf::SoftCapArgs{at<float>(x), width, cap});
+          },
+          nb::kw_only(), "rows"_a, "x"_a, "width"_a, "cap"_a)
+      .def(
           "linear",
           [](Program& program, Rows rows, Address x, Address weight, Address bias, Address y, int n, int k, DType x_type,
              DType weight_type, DType y_type, interleaf::Epilogue epilogue) {

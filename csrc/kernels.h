@@ -91,6 +91,13 @@ struct RmsNormArgs {
   bool add;
 };
 
+// x = cap * tanh(x / cap), in place. (Gemma 2, 2024)
+struct SoftCapArgs {
+  float* x;  // [rows, width]
+  int32_t width;
+  float cap;
+};
+
 // y[i] = scale * row ids[i] of a table that is packed as a linear weight with one row a column.
 struct EmbeddingArgs {
   const int32_t* ids;
@@ -181,6 +188,7 @@ struct KernelTable {
   void (*quantize)(const QuantizeArgs&, int rows, const Worker&);
   void (*linear_quantized)(const LinearQuantizedArgs&, int rows, const Worker&);
   void (*rms_norm)(const RmsNormArgs&, int rows, const Worker&);
+  void (*soft_cap)(const SoftCapArgs&, int rows, const Worker&);
   void (*embedding)(const EmbeddingArgs&, int rows, const Worker&);
   void (*embedding_quantized)(const EmbeddingQuantizedArgs&, int rows, const Worker&);
   void (*rotary_cache)(const RotaryCacheArgs&, int rows, const Worker&);

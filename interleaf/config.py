@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from interleaf import families
 from interleaf.errors import ConfigError, CorruptCheckpointError, InsufficientMemoryError, UnsupportedModelError
 
 BUILTIN_MODEL = "smollm2-135m-instruct"
@@ -120,7 +121,8 @@ class ModelConfig:
     """Facts of a decoder that the engine and every model family need.
 
     `hf` is the checkpoint's whole config.json (a GGUF file's metadata under the same names), for
-    what only one family knows.
+    what only one family knows, with the family's defaults. `windows` says for each layer how many keys a query sees,
+    itself included; 0 is all. `local_rope` is that of the layers with a window, where they have one of their own.
     """
 
     architecture: str
@@ -136,6 +138,8 @@ class ModelConfig:
     tie_word_embeddings: bool
     rope: RopeConfig
     hf: Mapping[str, Any]
+    windows: tuple[int, ...]
+    local_rope: RopeConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +289,8 @@ def parse_model_config(hf: Mapping[str, Any]) -> ModelConfig:
     architectures = hf.get("architectures")
     if not isinstance(architectures, (list, tuple)) or not architectures or not isinstance(architectures[0], str):
         raise UnsupportedModelError("The checkpoint's config.json names no architecture, so no model can be chosen.")
+    architecture = architectures[0]
+    hf = families.DEFAULTS.get(architecture, {}) | dict(hf)
     hidden_size = _size(hf, "hidden_size")
     num_heads = _size(hf, "num_attention_heads")
     num_kv_heads = _size(hf, "num_key_value_heads", num_heads)
@@ -294,11 +300,12 @@ def parse_model_config(hf: Mapping[str, Any]) -> ModelConfig:
             f"The checkpoint's config.json is inconsistent: {num_heads} attention heads, "
             f"{num_kv_heads} key-value heads, {head_dim} values a head."
         )
+    num_layers = _size(hf, "num_hidden_layers")
     return ModelConfig(
-        architecture=architectures[0],
+        architecture=architecture,
         hidden_size=hidden_size,
         intermediate_size=_size(hf, "intermediate_size"),
-        num_layers=_size(hf, "num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -308,12 +315,26 @@ def parse_model_config(hf: Mapping[str, Any]) -> ModelConfig:
         tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
         rope=_rope(hf, head_dim),
         hf=hf,
+        windows=families.layer_windows(hf, architecture, num_layers),
+        local_rope=_local_rope(hf, head_dim),
     )
+
+
+def _local_rope(hf: Mapping[str, Any], head_dim: int) -> RopeConfig | None:
+    """`rope_local_base_freq`, or Transformers 5's `rope_parameters` by kind of layer."""
+    theta = _positive(hf, "rope_local_base_freq", 0.0)
+    by_kind = hf.get("rope_parameters")
+    local = by_kind.get("sliding_attention") if isinstance(by_kind, Mapping) else None
+    if local is None:
+        return RopeConfig(theta, rotary_dim=head_dim) if theta else None
+    return _rope({"rope_theta": theta or None, "rope_parameters": local}, head_dim)
 
 
 def _rope(hf: Mapping[str, Any], head_dim: int) -> RopeConfig:
     """Both spellings: `rope_theta` + `rope_scaling`, and Transformers 5's `rope_parameters`."""
     given = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if isinstance(given, Mapping) and "full_attention" in given:
+        given = given["full_attention"]
     if not isinstance(given, Mapping):
         raise CorruptCheckpointError(f"The checkpoint's config.json has no usable rotary scaling (found {given!r}).")
     scaling = dict(given)
@@ -376,8 +397,8 @@ def _check_limits(args: EngineArgs) -> None:
 def _max_model_len(args: EngineArgs, model: ModelConfig) -> int:
     longest = model.max_position_embeddings
     scaling = model.rope.scaling
-    if model.rope.kind in ("linear", "dynamic") and "factor" in scaling:
-        longest = max(longest, int(longest * float(scaling["factor"])))
+    if model.rope.kind in ("linear", "dynamic") and model.architecture not in families.SCALED_LENGTHS:
+        longest = max(longest, int(longest * float(scaling.get("factor", 1.0))))
     elif model.rope.kind == "yarn" and "original_max_position_embeddings" in scaling:
         original = int(scaling["original_max_position_embeddings"])
         longest = max(longest, int(original * float(scaling.get("factor", 1.0))))

@@ -50,3 +50,9 @@ def num_bytes(dtype: str, num_values: int) -> int:
         return PLAIN_BYTES[dtype] * num_values
     values, size = BLOCK_TYPES[dtype]
     return num_values // values * size
+
+
+def round_to_bfloat16(value: float) -> float:
+    """To nearest, ties to even; of finite values."""
+    bits = int(np.float32(value).view(np.uint32))
+    return float(np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).view(np.float32))

@@ -179,6 +179,18 @@ void rms_norm(const RmsNormArgs& args, int rows, const Worker& worker) {
   }
 }
 
+void soft_cap(const SoftCapArgs& args, int rows, const Worker& worker) {
+  const F32x16 cap = broadcast(args.cap), inverse = broadcast(1.0f / args.cap);
+  const Range part = part_of(round_up(args.width, kLanes) / kLanes, worker);
+  for (int row = 0; row < rows; ++row) {
+    float* x = args.x + static_cast<ptrdiff_t>(row) * args.width;
+    for (int i = part.begin * kLanes; i < lower(part.end * kLanes, args.width); i += kLanes) {
+      const int count = lower(kLanes, args.width - i);
+      store_partial(x + i, cap * tanh(load_partial(x + i, count) * inverse), count);
+    }
+  }
+}
+
 void rotary_cache(const RotaryCacheArgs& args, int rows, const Worker& worker) {
   const Range part = part_of(rows, worker);
   if (args.type == DType::kF32) {

@@ -11,6 +11,7 @@ void linear(const LinearArgs&, int rows, const Worker&);
 void quantize(const QuantizeArgs&, int rows, const Worker&);
 void linear_quantized(const LinearQuantizedArgs&, int rows, const Worker&);
 void rms_norm(const RmsNormArgs&, int rows, const Worker&);
+void soft_cap(const SoftCapArgs&, int rows, const Worker&);
 void embedding(const EmbeddingArgs&, int rows, const Worker&);
 void embedding_quantized(const EmbeddingQuantizedArgs&, int rows, const Worker&);
 void rotary_cache(const RotaryCacheArgs&, int rows, const Worker&);

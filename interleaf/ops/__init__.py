@@ -142,7 +142,7 @@ class Ops(Protocol):
         """Copy block `source` to block `destination` in every layer, in order."""
 
     def embedding(self, inputs: ModelInput, table: LinearWeight, scale: float = 1.0) -> Array:
-        """Rows of `table` by token id, times `scale`: float32 [T, k]."""
+        """Rows of `table` by token id, times `scale` as the arithmetic's dtype has it: float32 [T, k]."""
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """x / sqrt(mean(x^2) + eps) * weight, in the arithmetic's dtype. (Zhang & Sennrich 2019)"""
@@ -166,6 +166,9 @@ class Ops(Protocol):
 
     def linear_gelu_mul(self, x: Array, weight: LinearWeight) -> Array:
         """The same with GELU in its tanh form, x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). (Hendrycks 2016)"""
+
+    def soft_cap(self, x: Array, cap: float) -> Array:
+        """cap * tanh(x / cap) of float32 x, in place; returns it. (Gemma 2, 2024)"""
 
     def rotary_cache(
         self,

@@ -17,7 +17,7 @@ import numpy as np
 
 import interleaf._native as _native
 from interleaf.errors import ConfigError
-from interleaf.host_tensor import BLOCK_TYPES, HostTensor
+from interleaf.host_tensor import BLOCK_TYPES, HostTensor, round_to_bfloat16
 from interleaf.ops import AttentionShape, LogprobsOutput, ModelInput, SamplingInput, StepSize
 
 LEVEL_VARIABLE = "INTERLEAF_ISA"
@@ -312,6 +312,7 @@ class CpuOps:
 
     def embedding(self, inputs: ModelInput, table: AnyLinear, scale: float = 1.0) -> Buffer:
         y = self._buffer(_native.Rows.TOKENS, table.k, _native.DType.float32)
+        scale = scale if self.dtype == _native.DType.float32 else round_to_bfloat16(scale)
         if isinstance(table, CpuQuantized):
             ids = address_of(inputs.token_ids)
             self.program.embedding_quantized(ids=ids, table=table.table, y=y.address, scale=scale)
@@ -411,6 +412,10 @@ class CpuOps:
             epilogue=epilogue,
         )
         return y
+
+    def soft_cap(self, x: Buffer, cap: float) -> Buffer:
+        self.program.soft_cap(rows=x.rows, x=x.address, width=x.width, cap=cap)
+        return x
 
     def rotary_cache(
         self,

@@ -115,7 +115,10 @@ class ReferenceOps:
     # The forward pass
 
     def embedding(self, inputs: ModelInput, table: ReferenceLinear, scale: float = 1.0) -> torch.Tensor:
-        return table.weight[torch.from_numpy(inputs.token_ids[: inputs.size.num_tokens]).long()] * scale
+        return (
+            table.weight[torch.from_numpy(inputs.token_ids[: inputs.size.num_tokens]).long()]
+            * torch.tensor(scale, dtype=self.dtype).float()
+        )
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return self._round(_normalize(x, weight, eps))
@@ -142,6 +145,9 @@ class ReferenceOps:
     def linear_gelu_mul(self, x: torch.Tensor, weight: ReferenceLinear) -> torch.Tensor:
         gate, up = self.linear(x, weight).chunk(2, dim=-1)
         return self._round(torch.nn.functional.gelu(gate, approximate="tanh") * up)
+
+    def soft_cap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
+        return x.copy_(torch.tanh(x / cap) * cap)
 
     def rotary_cache(
         self,

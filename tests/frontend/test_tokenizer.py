@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -246,12 +247,12 @@ def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
     }
 
 
-def sentencepiece_encode(metadata: dict[str, Any], text: str) -> list[int]:
+def sentencepiece_encode(metadata: dict[str, Any], text: str, prefix: str = "\u2581") -> list[int]:
     """SentencePiece as it is defined: again and again merge the neighbours that form the best-scored piece."""
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     scores = metadata["tokenizer.ggml.scores"]
     normal = {token: index for index, token in enumerate(tokens) if kinds[index] == 1}
-    pieces = list("\u2581" + text.replace(" ", "\u2581"))
+    pieces = list(prefix + text.replace(" ", "\u2581"))
     while True:
         candidates = [
             (-scores[normal[pieces[i] + pieces[i + 1]]], i)
@@ -299,6 +300,34 @@ def test_sentencepiece_flags() -> None:
     ids = tokenizer.encode("hello hello")
     assert ids[-1] == 2 and ids[0] != 1
     assert tokenizer.decode(ids, True) == "hello hello" and tokenizer.decode(tokenizer.encode(" h"), True) == " h"
+
+
+def test_gemmas_vocabulary() -> None:
+    """No space is put before a text; runs of spaces and line feeds are tokens that are looked for first."""
+    own = ["\n", "\n\n", "  ", "   ", "<b>"]
+    plain = sentencepiece_metadata()
+    scores, kinds = plain["tokenizer.ggml.scores"], plain["tokenizer.ggml.token_type"]
+    tokens = [*plain["tokenizer.ggml.tokens"], *own]
+    metadata = plain | {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": np.append(scores, np.full(len(own), -1000.0, "<f4")),
+        "tokenizer.ggml.token_type": np.append(kinds, np.full(len(own), 4, "<i4")),
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    tokenizer = from_metadata(metadata)
+    rng = random.Random(0)
+    for _ in range(200):
+        text = "".join(
+            rng.choices(["hello", "wor", "ld", " ", "  ", "\n", "\n\n\n", "<b>", "ß", "\t"], k=rng.randint(1, 12))
+        )
+        expected = []
+        for piece in re.split(r"(\n\n|\n|   |  |<b>)", text):
+            if piece in own:
+                expected.append(tokens.index(piece))
+            elif piece:
+                expected += sentencepiece_encode(plain, piece, prefix="")
+        assert tokenizer.encode(text) == [1, *expected]
+        assert tokenizer.decode(expected) == text
 
 
 def byte_level_metadata(**changes: Any) -> dict[str, Any]:

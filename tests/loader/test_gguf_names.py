@@ -47,7 +47,7 @@ def test_tensors_equal_transformers(tmp_path: Path, architecture: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [*BLOCK_TYPES, "float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"])
 def test_rows_come_back_in_order(tmp_path: Path, architecture: str, dtype: str) -> None:
     expected = tiny_gguf(tmp_path / "tiny.gguf", architecture, dtype)
     with open_checkpoint(str(tmp_path / "tiny.gguf")) as checkpoint:
@@ -177,6 +177,49 @@ def test_bad_metadata_is_refused(changes: dict[str, Any], error: type[Exception]
         translate_config(metadata(**changes), EMBEDDING)
 
 
+def gemma_metadata(kind: str, **changes: Any) -> dict[str, Any]:
+    facts = {name.replace("llama.", f"{kind}."): value for name, value in metadata().items()}
+    del facts[f"{kind}.rope.freq_base"]
+    return facts | {"general.architecture": kind, f"{kind}.block_count": 12, **changes}
+
+
+def test_gemma3_from_metadata() -> None:
+    config = translate_config(gemma_metadata("gemma3", **{"gemma3.attention.sliding_window": 512}), EMBEDDING)
+    model = parse_model_config(config)
+    assert model.architecture == "Gemma3ForCausalLM" and model.windows == (512,) * 5 + (0,) + (512,) * 5 + (0,)
+    assert model.local_rope is not None and (model.rope.theta, model.local_rope.theta) == (1e6, 1e4)
+    assert config["query_pre_attn_scalar"] == model.head_dim and config["final_logit_softcapping"] is None
+    scaled = {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0, "gemma3.block_count": 62}
+    large = translate_config(gemma_metadata("gemma3", **scaled), EMBEDDING)
+    model = parse_model_config(large)
+    assert model.local_rope is not None and (model.rope.kind, model.local_rope.kind) == ("linear", "default")
+    assert large["query_pre_attn_scalar"] == model.hidden_size // model.num_heads
+
+
+def test_gemma2_from_metadata() -> None:
+    caps = {"gemma2.attn_logit_softcapping": 50.0, "gemma2.final_logit_softcapping": 30.0}
+    config = translate_config(gemma_metadata("gemma2", **caps), EMBEDDING)
+    assert (config["attn_logit_softcapping"], config["final_logit_softcapping"]) == (50.0, 30.0)
+    assert parse_model_config(config).windows == (4096, 0) * 6
+
+
+def test_gemmas_turns_end_with_a_token_that_its_files_do_not_name() -> None:
+    tokens = ["<pad>", "<eos>", "<bos>", "<end_of_turn>"]
+    facts = {"general.architecture": "gemma3", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eos_token_id": 1}
+    assert special_tokens(facts) == {"eos_token_id": [1, 3]}
+    assert special_tokens(facts | {"tokenizer.ggml.eos_token_id": 3}) == {"eos_token_id": 3}
+    assert special_tokens(facts | {"general.architecture": "llama"}) == {"eos_token_id": 1}
+
+
+def test_gemmas_norms_must_be_plain(tmp_path: Path) -> None:
+    tiny_gguf(tmp_path / "tiny.gguf", "gemma3")
+    file = read_gguf(tmp_path / "tiny.gguf")
+    file.tensors["output_norm.weight"] = HostTensor("float16", (256,), np.zeros(512, np.uint8))
+    tensors = HuggingFaceTensors("gemma3", file.tensors, translate_config(file.metadata, file.tensors))
+    with pytest.raises(UnsupportedModelError, match="norms must be float32"):
+        tensors["model.norm.weight"]
+
+
 def test_sliding_window_makes_it_mistral() -> None:
     config = translate_config(metadata(llama__attention__sliding_window=4096), EMBEDDING)
     assert config["architectures"] == ["MistralForCausalLM"] and config["sliding_window"] == 4096
@@ -191,7 +234,7 @@ def test_several_end_tokens() -> None:
 @pytest.mark.parametrize("name", ["blk.0.ssm_a.weight", "blk.x.attn_q.weight", "v.patch_embd.weight", "blk.0.attn_q"])
 def test_unknown_tensor_names(name: str) -> None:
     with pytest.raises(UnsupportedModelError, match=r"ssm|blk|patch"):
-        hugging_face_name(name)
+        hugging_face_name(name, "llama")
 
 
 def test_heads_that_do_not_share_the_rows(tmp_path: Path) -> None:

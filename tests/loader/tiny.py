@@ -77,6 +77,26 @@ def tiny_qwen3(directory: Path, **config: Any) -> Path:
     return _write_model(directory, "Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 32, **config})
 
 
+GEMMA: dict[str, Any] = {"head_dim": 32, "tie_word_embeddings": True}
+
+
+def tiny_gemma(directory: Path, **config: Any) -> Path:
+    """A GemmaForCausalLM checkpoint."""
+    return _write_model(directory, "GemmaConfig", "GemmaForCausalLM", GEMMA | config)
+
+
+def tiny_gemma2(directory: Path, **config: Any) -> Path:
+    """A Gemma2ForCausalLM checkpoint: soft caps that bite, a window of 20 in the first of two layers."""
+    caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+    return _write_model(directory, "Gemma2Config", "Gemma2ForCausalLM", GEMMA | caps | {"sliding_window": 20, **config})
+
+
+def tiny_gemma3(directory: Path, **config: Any) -> Path:
+    """A Gemma3ForCausalLM checkpoint: windows of 24 in all layers but every third."""
+    sizes = {"sliding_window": 24, "sliding_window_pattern": 3, "num_hidden_layers": 4, "query_pre_attn_scalar": 40}
+    return _write_model(directory, "Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA | sizes | config)
+
+
 def _write_model(directory: Path, config_name: str, model_name: str, overrides: dict[str, Any]) -> Path:
     """Overrides beyond the model's config: `dtype` of the file, `seed`, `max_shard_size`."""
     import torch
@@ -147,7 +167,7 @@ def tiny_gguf(
     rng = np.random.default_rng(seed)
     hidden, inner, heads, kv_heads, vocab, layers = 256, 512, 4, 2, 384, 2
     # Heads of Qwen3 are wider than hidden / heads; 128 is what Transformers takes a GGUF file of it to have.
-    head_dim = 128 if architecture == "qwen3" else hidden // heads
+    head_dim = 128 if architecture in ("qwen3", "gemma3") else hidden // heads
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_context_length(512)
     writer.add_embedding_length(hidden)
@@ -158,7 +178,7 @@ def tiny_gguf(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(head_dim)
-    if architecture == "qwen3":
+    if architecture in ("qwen3", "gemma3"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     _add_vocabulary(writer, vocab)
@@ -177,6 +197,9 @@ def tiny_gguf(
         tensors[hugging_face_name] = stored, shape, raw.tobytes()
         if architecture == "llama" and (".attn_q." in name or ".attn_k." in name):
             raw = interleave(raw, heads if ".attn_q." in name else kv_heads)
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            raw = (raw.view("<f4") + np.float32(1.0)).view(np.uint8)
+            tensors[hugging_face_name] = stored, shape, (raw.view("<f4") - np.float32(1.0)).tobytes()
         kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(stored, stored.upper())
         writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
@@ -220,7 +243,13 @@ def _tensor_table(
                 ("attn_k.bias", "self_attn.k_proj.bias", (kv_heads * head_dim,)),
                 ("attn_v.bias", "self_attn.v_proj.bias", (kv_heads * head_dim,)),
             ]
-        if architecture == "qwen3":
+        if architecture in ("gemma2", "gemma3"):
+            entries[1] = ("ffn_norm.weight", "pre_feedforward_layernorm.weight", (hidden,))
+            entries += [
+                ("post_attention_norm.weight", "post_attention_layernorm.weight", (hidden,)),
+                ("post_ffw_norm.weight", "post_feedforward_layernorm.weight", (hidden,)),
+            ]
+        if architecture in ("qwen3", "gemma3"):
             entries += [
                 ("attn_q_norm.weight", "self_attn.q_norm.weight", (head_dim,)),
                 ("attn_k_norm.weight", "self_attn.k_norm.weight", (head_dim,)),

@@ -21,6 +21,10 @@ LLAMA3 = {
     "rope_theta": 10000.0,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+}
 QWEN_WINDOW: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
 
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -52,6 +56,18 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "qwen3": (tiny.tiny_qwen3, {}),
     "qwen3-yarn": (tiny.tiny_qwen3, {"rope_parameters": YARN}),
     "qwen3-tied": (tiny.tiny_qwen3, {"tie_word_embeddings": True}),
+    "gemma": (tiny.tiny_gemma, {}),
+    "gemma-odd-sizes": (tiny.tiny_gemma, {"hidden_size": 60, "intermediate_size": 74, "head_dim": 18}),
+    "gemma2": (tiny.tiny_gemma2, {}),
+    "gemma2-uncapped": (tiny.tiny_gemma2, {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma3": (tiny.tiny_gemma3, {}),
+    "gemma3-wide-heads": (tiny.tiny_gemma3, {"head_dim": 256, "num_key_value_heads": 1}),
+    "gemma3-rope-linear": (tiny.tiny_gemma3, {"rope_parameters": GEMMA3_ROPE}),
+    "gemma3-odd-sizes": (
+        tiny.tiny_gemma3,
+        {"hidden_size": 60, "intermediate_size": 74, "head_dim": 18, "sliding_window": 7, "attention_bias": True},
+    ),
+    "gemma3-untied": (tiny.tiny_gemma3, {"tie_word_embeddings": False, "num_attention_heads": 2}),
 }
 
 

@@ -21,7 +21,12 @@ def load_peer(path: Path) -> torch.nn.Module:
         directory, dtype=torch.bfloat16, attn_implementation="eager", **where
     )
     # Transformers refuses `model.float()` of a dequantized GGUF file, though its weights are plain by then.
-    return torch.nn.Module.float(model).eval()
+    torch.nn.Module.float(model).eval()
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):
+            # It was rounded to bf16 when the model was made; float32 arithmetic scales by the float32 number.
+            module.embed_scale.fill_(module.scalar_embed_scale)
+    return model
 
 
 def peer_logprobs(peer: torch.nn.Module, token_ids: list[int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""linear, linear_add, linear_silu_mul and embedding against the reference, and the promise about row counts."""
+"""linear, linear_add, the gated linears and embedding against the reference, and the promise about row counts."""
 
 from __future__ import annotations
 
@@ -49,16 +49,17 @@ def test_linear_add(level: str, dtype: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_linear_silu_mul(level: str, dtype: str, bias: bool) -> None:
+@pytest.mark.parametrize("gated", ["linear_silu_mul", "linear_gelu_mul"])
+def test_linear_gated(level: str, dtype: str, bias: bool, gated: str) -> None:
     torch.manual_seed(2)
     ops, reference, inputs = cpu_ops(level, dtype), ReferenceOps(dtype), model_input()
     for rows, n, k in SHAPES:
         x = torch.randn(rows, k).to(reference.dtype).float()
         gate, up = host_tensor(torch.randn(n, k) / k**0.5), host_tensor(torch.randn(n, k))
         biases = [host_tensor(torch.randn(n)), host_tensor(torch.randn(n))] if bias else []
-        expected = reference.linear_silu_mul(x, reference.linear_weight([gate, up], biases, True))
+        expected = getattr(reference, gated)(x, reference.linear_weight([gate, up], biases, True))
         weight, source = ops.linear_weight([gate, up], biases, True), activation(ops, x)
-        actual = run(ops, lambda s=source, w=weight: ops.linear_silu_mul(s, w), rows, inputs)
+        actual = run(ops, lambda s=source, w=weight: getattr(ops, gated)(s, w), rows, inputs)
         assert_close(actual, expected, dtype)
 
 
@@ -81,13 +82,15 @@ def test_a_row_does_not_depend_on_its_neighbours(level: str, dtype: str) -> None
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("stored", ["bfloat16", "float32", "float16"])
-def test_embedding(level: str, stored: str) -> None:
+@pytest.mark.parametrize("scale", [1.0, 25.298])
+def test_embedding(level: str, dtype: str, stored: str, scale: float) -> None:
     torch.manual_seed(4)
-    ops, reference, inputs = cpu_ops(level, "float32"), ReferenceOps("float32"), model_input()
+    ops, reference, inputs = cpu_ops(level, dtype), ReferenceOps(dtype), model_input()
     table = host_tensor(torch.randn(77, 45), stored)
     inputs.token_ids[:20] = torch.randint(0, 77, (20,)).numpy()
     inputs.size.num_tokens = 20
-    expected = reference.embedding(inputs, reference.linear_weight([table]))
+    expected = reference.embedding(inputs, reference.linear_weight([table]), scale)
     weight = ops.linear_weight([table])
-    assert torch.equal(run(ops, lambda: ops.embedding(inputs, weight), 20, inputs), expected)
+    assert torch.equal(run(ops, lambda: ops.embedding(inputs, weight, scale), 20, inputs), expected)

@@ -93,8 +93,8 @@ def test_embedding_quantized(level: str, format: str) -> None:
     table = torch.randn(77, 70)
     inputs.token_ids[:20] = torch.randint(0, 77, (20,)).numpy()
     weight = ops.linear_weight([host_tensor(table, "float32")])
-    expected = round_weight(table.numpy(), format)[inputs.token_ids[:20]]
-    close(run(ops, lambda: ops.embedding(inputs, weight), 20, inputs), expected, 1e-6)
+    expected = round_weight(table.numpy(), format)[inputs.token_ids[:20]] * np.float32(1.7)
+    close(run(ops, lambda: ops.embedding(inputs, weight, 1.7), 20, inputs), expected, 1e-6)
 
 
 @pytest.mark.parametrize("dtype", BLOCK_TYPES)
