@@ -165,7 +165,7 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
-    """Gauges (as they are now) and counters (since the engine started)."""
+    """Gauges (as they are now) and counters (since the first engine of the program started)."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -178,6 +178,18 @@ class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
     num_steps: int = 0
+    num_restarts: int = 0
+    sleeping: bool = False
+
+    def only_counters(self) -> SchedulerStats:
+        """The counters alone: what is left of an engine that is gone."""
+        gone = dict.fromkeys(SCHEDULER_GAUGES, 0)
+        return msgspec.structs.replace(self, **gone, sleeping=False)
+
+    def behind(self, before: SchedulerStats) -> SchedulerStats:
+        """These, with the counters of the engines before this one added."""
+        names = [name for name in self.__struct_fields__ if name not in SCHEDULER_GAUGES and name != "sleeping"]
+        return msgspec.structs.replace(self, **{name: getattr(self, name) + getattr(before, name) for name in names})
 
     @property
     def kv_cache_usage(self) -> float:
@@ -185,8 +197,15 @@ class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
         return 1.0 - self.num_free_blocks / self.num_blocks if self.num_blocks else 0.0
 
 
+SCHEDULER_GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks", "num_used_token_slots")
+"""Fields of `SchedulerStats` that start anew with a new engine."""
+
+
 class EngineOutputs(msgspec.Struct, array_like=True, omit_defaults=True, tag=True):
-    """All news of one step, whose number is `step` and which computed `num_tokens` tokens."""
+    """News of one step, whose number is `step`.
+
+    `num_tokens` were computed in it; only one of several front ends is told so, for them to count each once.
+    """
 
     outputs: list[EngineOutput] = []
     stats: SchedulerStats | None = None
@@ -224,9 +243,16 @@ class Call(msgspec.Struct, array_like=True, tag=True):
 
 
 class Ready(msgspec.Struct, array_like=True, tag=True):
-    """The engine has loaded its model."""
+    """The engine has loaded its model.
+
+    Fields:
+        stats: as of now, with the counters of the engines before it.
+        step_record: the file that tells what it computed when it died.
+    """
 
     config: EngineConfig
+    stats: SchedulerStats = msgspec.field(default_factory=SchedulerStats)
+    step_record: str = ""
 
 
 class StartFailure(msgspec.Struct, array_like=True, tag=True):

@@ -9,10 +9,11 @@ import bisect
 import logging
 import os
 import sys
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Self
+from typing import Self, TypeAlias
 
 import msgspec
 
@@ -80,6 +81,10 @@ N_BUCKETS = (1, 2, 5, 10, 20)
 """Upper bounds in sequences of a request."""
 LENGTH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 """Upper bounds in tokens."""
+
+
+Cells: TypeAlias = "memoryview[float]"
+"""Numbers (of format "d") that may lie in shared memory."""
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -196,32 +201,58 @@ class Histogram(Metric):
 
 
 class HistogramRecorder:
-    """Counts observations into buckets with fixed upper bounds."""
+    """Counts observations into buckets with fixed upper bounds.
 
-    def __init__(self, bounds: Iterable[float]) -> None:
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
+    Args:
+        bounds: of the buckets; one more takes what is above.
+        cells: where the counts are kept, `len(bounds) + 2` of them: the buckets', and the sum of all values.
+    """
+
+    def __init__(self, bounds: Sequence[float], cells: Cells) -> None:
+        self._bounds = bounds
+        self._cells = cells
 
     def observe(self, value: float) -> None:
-        self._counts[bisect.bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self._cells[bisect.bisect_left(self._bounds, value)] += 1
+        self._cells[-1] += value
 
     def snapshot(self, name: str, labels: Mapping[str, str]) -> Histogram:
         buckets: dict[str, int] = {}
         total = 0
-        for bound, count in zip((*(f"{bound:g}" for bound in self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
+        for bound, count in zip((*(f"{bound:g}" for bound in self._bounds), "+Inf"), self._cells[:-1], strict=True):
+            total += int(count)
             buckets[bound] = total
-        return Histogram(name, labels, total, self._sum, buckets)
+        return Histogram(name, labels, total, self._cells[-1], buckets)
+
+
+FINISH_REASONS = ("stop", "length", "abort", "error")
+HISTOGRAMS: Mapping[str, tuple[str, Sequence[float]]] = {
+    "iteration_tokens": ("vllm:iteration_tokens_total", STEP_BUCKETS),
+    "time_to_first_token": ("vllm:time_to_first_token_seconds", LATENCY_BUCKETS),
+    "inter_token_latency": ("vllm:inter_token_latency_seconds", TOKEN_LATENCY_BUCKETS),
+    "latency": ("vllm:e2e_request_latency_seconds", REQUEST_LATENCY_BUCKETS),
+    "queue_time": ("vllm:request_queue_time_seconds", REQUEST_LATENCY_BUCKETS),
+    "prefill_time": ("vllm:request_prefill_time_seconds", REQUEST_LATENCY_BUCKETS),
+    "decode_time": ("vllm:request_decode_time_seconds", REQUEST_LATENCY_BUCKETS),
+    "inference_time": ("vllm:request_inference_time_seconds", REQUEST_LATENCY_BUCKETS),
+    "prompt_tokens": ("vllm:request_prompt_tokens", LENGTH_BUCKETS),
+    "generation_tokens": ("vllm:request_generation_tokens", LENGTH_BUCKETS),
+    "longest_generation": ("vllm:request_max_num_generation_tokens", LENGTH_BUCKETS),
+    "time_per_output_token": ("vllm:request_time_per_output_token_seconds", TOKEN_LATENCY_BUCKETS),
+    "params_n": ("vllm:request_params_n", N_BUCKETS),
+    "params_max_tokens": ("vllm:request_params_max_tokens", LENGTH_BUCKETS),
+}
+"""Histogram of `RequestStatistics` -> its name for Prometheus, and its upper bounds."""
 
 
 class RequestStatistics:
     """What requests looked like, gathered where their output is put together. Times in seconds.
 
+    Args:
+        cells: `NUM_CELLS` numbers that hold all of it, so that several processes may have theirs in one
+            shared memory; None takes own ones.
+
     Fields:
-        num_prompt_tokens, num_generation_tokens: so far.
-        finished: ended requests by finish reason.
         iteration_tokens: computed in a step that had news for this front end.
         queue_time: from a request's arrival until it is scheduled.
         prefill_time: from there to its first token.
@@ -233,28 +264,62 @@ class RequestStatistics:
         longest_generation: tokens of a request's longest sequence.
     """
 
-    def __init__(self) -> None:
-        self.num_prompt_tokens = 0
-        self.num_generation_tokens = 0
-        self.finished = {"stop": 0, "length": 0, "abort": 0, "error": 0}
-        self.iteration_tokens = HistogramRecorder(STEP_BUCKETS)
-        self.time_to_first_token = HistogramRecorder(LATENCY_BUCKETS)
-        self.inter_token_latency = HistogramRecorder(TOKEN_LATENCY_BUCKETS)
-        self.latency = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
-        self.queue_time = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
-        self.prefill_time = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
-        self.decode_time = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
-        self.inference_time = HistogramRecorder(REQUEST_LATENCY_BUCKETS)
-        self.prompt_tokens = HistogramRecorder(LENGTH_BUCKETS)
-        self.generation_tokens = HistogramRecorder(LENGTH_BUCKETS)
-        self.longest_generation = HistogramRecorder(LENGTH_BUCKETS)
-        self.time_per_output_token = HistogramRecorder(TOKEN_LATENCY_BUCKETS)
-        self.params_n = HistogramRecorder(N_BUCKETS)
-        self.params_max_tokens = HistogramRecorder(LENGTH_BUCKETS)
+    NUM_CELLS = 2 + len(FINISH_REASONS) + sum(len(bounds) + 2 for _, bounds in HISTOGRAMS.values())
+
+    iteration_tokens: HistogramRecorder
+    time_to_first_token: HistogramRecorder
+    inter_token_latency: HistogramRecorder
+    latency: HistogramRecorder
+    queue_time: HistogramRecorder
+    prefill_time: HistogramRecorder
+    decode_time: HistogramRecorder
+    inference_time: HistogramRecorder
+    prompt_tokens: HistogramRecorder
+    generation_tokens: HistogramRecorder
+    longest_generation: HistogramRecorder
+    time_per_output_token: HistogramRecorder
+    params_n: HistogramRecorder
+    params_max_tokens: HistogramRecorder
+
+    def __init__(self, cells: Cells | None = None) -> None:
+        self._cells = memoryview(bytearray(8 * self.NUM_CELLS)).cast("d") if cells is None else cells
+        begin = 2 + len(FINISH_REASONS)
+        for field, (_, bounds) in HISTOGRAMS.items():
+            end = begin + len(bounds) + 2
+            setattr(self, field, HistogramRecorder(bounds, self._cells[begin:end]))
+            begin = end
+
+    @classmethod
+    def total(cls, rows: Iterable[Cells]) -> Self:
+        """What several processes have gathered, taken together."""
+        return cls(memoryview(array("d", map(sum, zip(*rows, strict=True))).tobytes()).cast("d"))
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Prompt tokens of requests that were taken in."""
+        return int(self._cells[0])
+
+    @property
+    def num_generation_tokens(self) -> int:
+        """Tokens that requests have brought."""
+        return int(self._cells[1])
+
+    @property
+    def finished(self) -> dict[str, int]:
+        """Ended requests by finish reason."""
+        return {reason: int(self._cells[2 + place]) for place, reason in enumerate(FINISH_REASONS)}
+
+    def note_arrival(self, num_prompt_tokens: int) -> None:
+        """A request was taken in."""
+        self._cells[0] += num_prompt_tokens
+
+    def note_abort(self) -> None:
+        """A request was given up, and nothing else is to be told of it."""
+        self._cells[2 + FINISH_REASONS.index("abort")] += 1
 
     def note_tokens(self, times: RequestMetrics, num_tokens: int, now: float) -> None:
         """A request has brought tokens."""
-        self.num_generation_tokens += num_tokens
+        self._cells[1] += num_tokens
         if times.first_token_time:
             self.inter_token_latency.observe(now - times.last_token_time)
         else:
@@ -273,7 +338,7 @@ class RequestStatistics:
     ) -> None:
         """A request has ended; `generated` tells the tokens of each of its sequences."""
         longest = max(generated)
-        self.finished[finish_reason] += 1
+        self._cells[2 + FINISH_REASONS.index(finish_reason)] += 1
         self.latency.observe(times.finished_time - times.arrival_time)
         if times.first_token_time:
             scheduled = times.scheduled_time or times.arrival_time
@@ -296,23 +361,10 @@ class RequestStatistics:
             Counter("vllm:request_success", {**labels, "finished_reason": reason}, count)
             for reason, count in self.finished.items()
         ]
-        histograms = {
-            "vllm:iteration_tokens_total": self.iteration_tokens,
-            "vllm:time_to_first_token_seconds": self.time_to_first_token,
-            "vllm:inter_token_latency_seconds": self.inter_token_latency,
-            "vllm:e2e_request_latency_seconds": self.latency,
-            "vllm:request_queue_time_seconds": self.queue_time,
-            "vllm:request_prefill_time_seconds": self.prefill_time,
-            "vllm:request_decode_time_seconds": self.decode_time,
-            "vllm:request_inference_time_seconds": self.inference_time,
-            "vllm:request_prompt_tokens": self.prompt_tokens,
-            "vllm:request_generation_tokens": self.generation_tokens,
-            "vllm:request_max_num_generation_tokens": self.longest_generation,
-            "vllm:request_time_per_output_token_seconds": self.time_per_output_token,
-            "vllm:request_params_n": self.params_n,
-            "vllm:request_params_max_tokens": self.params_max_tokens,
-        }
-        return [*successes, *(recorder.snapshot(name, labels) for name, recorder in histograms.items())]
+        return [
+            *successes,
+            *(getattr(self, field).snapshot(name, labels) for field, (name, _) in HISTOGRAMS.items()),
+        ]
 
 
 def scheduler_metrics(stats: SchedulerStats, labels: Mapping[str, str]) -> list[Metric]:

@@ -154,7 +154,7 @@ def test_what_embed_returns(llm: LLM) -> None:
 def test_a_prompt_may_fill_the_context(llm: LLM) -> None:
     full = [3 + position % 300 for position in range(96)]
     assert len(embed(llm, [full], pooling="mean")[0]) == llm.config.model.hidden_size
-    with pytest.raises(PromptTooLongError, match="has 97 tokens, but the context of 96 leaves room for 96"):
+    with pytest.raises(PromptTooLongError, match="is 96 tokens, which leaves 96 for the prompt, but it has 97"):
         embed(llm, [[*full, 3]])
     long = [9, *full]
     assert embed(llm, [long], truncate_prompt_tokens=-1) == embed(llm, [full])

@@ -16,11 +16,11 @@ from interleaf.errors import ConfigError
 from interleaf.observe import LOG_LEVELS, LogSettings, configure_logging, share_log
 
 if TYPE_CHECKING:
-    from interleaf.server.launch import Listen
-    from interleaf.server.options import ServerOptions
+    from interleaf.server.options import Listen, ServerOptions
 
 KEY_VARIABLE = "INTERLEAF_API_KEY"
 DEFAULT_SHUTDOWN_TIMEOUT = 30.0
+MAX_API_SERVERS = 256
 SAME_OPTIONS = (
     "chat_template",
     "root_path",
@@ -87,6 +87,12 @@ def _add_access_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_operation_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add(
+        "--api-server-count",
+        type=_count,
+        metavar="N",
+        help="processes for HTTP, tokens and text, all on one engine (default: 1)",
+    )
     add("--request-timeout", type=_seconds, metavar="SECONDS", help="that a request may take (default: no limit)")
     add(
         "--shutdown-timeout",
@@ -176,7 +182,8 @@ def _serve(given: dict[str, Any]) -> None:
 
     import uvloop
 
-    from interleaf.server.launch import Listen, bind
+    from interleaf.server.launch import bind
+    from interleaf.server.options import Listen
 
     listen = Listen(**{name: given[name] for name in Listen.__dataclass_fields__ if name in given})
     if bool(listen.ssl_keyfile) != bool(listen.ssl_certfile):
@@ -189,14 +196,21 @@ def _serve(given: dict[str, Any]) -> None:
 
 
 async def _start(given: dict[str, Any], listen: Listen, bound: socket.socket) -> None:
-    from interleaf.frontend.async_engine import AsyncEngine
-    from interleaf.server.launch import serve
-
     args = engine_args(engine_options(argparse.Namespace(**given)))
     options = server_options(given)
     front_end = {name: given[name] for name in FRONT_END_OPTIONS if name in given}
-    engine = AsyncEngine(args, served_model_name=options.served_model_names[0], **front_end)
     timeout = given.get("shutdown_timeout", DEFAULT_SHUTDOWN_TIMEOUT)
+    count = given.get("api_server_count", 1)
+    if count > 1:
+        from interleaf.server.front_end import FrontEndOptions
+        from interleaf.server.front_ends import serve_many
+
+        await serve_many(count, args, bound, listen, options, FrontEndOptions(timeout, **front_end))
+        return
+    from interleaf.frontend.async_engine import AsyncEngine
+    from interleaf.server.launch import serve
+
+    engine = AsyncEngine(args, served_model_name=options.served_model_names[0], **front_end)
     await serve(engine, bound, listen, options, timeout)
 
 
@@ -221,6 +235,13 @@ def _origins(given: Sequence[str]) -> tuple[str, ...]:
         except ValueError:
             raise ConfigError(f"--allowed-origins {given[0]!r} is no JSON list.") from None
     return tuple(given)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= MAX_API_SERVERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 and {MAX_API_SERVERS}")
+    return value
 
 
 def _seconds(text: str) -> float:

@@ -13,8 +13,11 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import msgspec
 
 from interleaf.engine import wire
 from interleaf.engine.core import EngineCore, Executor
@@ -47,6 +50,8 @@ logger = get_logger("interleaf.engine.process")
 SWITCH_SECONDS = 0.0005
 """How long one Python thread may keep another waiting: computing must not wait for sending."""
 PR_SET_PDEATHSIG = 1
+STATS_SECONDS = 0.25
+"""Front ends without news of their own hear of the engine's state this often while it computes."""
 
 MakeExecutor = Callable[[], Executor]
 
@@ -61,20 +66,23 @@ class EngineLoop:
     Keeps, for each unfinished request, the front end that it came from.
     """
 
-    def __init__(self, ready: Ready, core: EngineCore, make_executor: MakeExecutor, port: Port, record: Path) -> None:
-        self._ready = ready
+    def __init__(self, start: wire.EngineStart, loaded: Loaded, port: Port) -> None:
+        ready, core, self._make_executor = loaded
+        self._config = ready.config
         self._core = core
-        self._make_executor = make_executor
+        self._before = start.before
         self._port = port
-        self._recorder = StepRecorder(record, ready.config.scheduler.max_num_seqs)
+        self._record_path = start.step_record
+        self._recorder = StepRecorder(Path(start.step_record), ready.config.scheduler.max_num_seqs)
         self._front_end_of: dict[str, Identity] = {}
-        self._front_ends: set[Identity] = set()
+        self._told: dict[Identity, float] = {}
+        """Front ends, and when each was last told of the engine's state."""
         self._last_step = -1
         self._stopping = False
         self._told_idle = True
         self._utilities: Mapping[str, Callable[[], bool | bytes | SchedulerStats | None]] = {
             "check_health": lambda: True,
-            "stats": core.stats,
+            "stats": self._stats,
             "reset_prefix_cache": core.reset_prefix_cache,
             "block_map": core.block_map,
             "sleep": self._sleep,
@@ -113,17 +121,20 @@ class EngineLoop:
         self._told_idle = False
         sorted_news: dict[Identity, list[EngineOutput]] = {}
         for output in news.outputs:
-            identity = self._front_end_of[output.request_id]
-            sorted_news.setdefault(identity, []).append(output)
+            sorted_news.setdefault(self._front_end_of[output.request_id], []).append(output)
         for output in news.outputs:
             if output.finished:
                 self._forget_ended(output.request_id)
-        self._port.send(
-            [
-                (identity, EngineOutputs(outputs, news.stats, news.step, news.num_tokens))
-                for identity, outputs in sorted_news.items()
-            ]
-        )
+        now = time.monotonic()
+        for identity, told in self._told.items():
+            if now - told > STATS_SECONDS:
+                sorted_news.setdefault(identity, [])
+        stats = None if news.stats is None else news.stats.behind(self._before)
+        messages: list[tuple[Identity, FromEngine]] = []
+        for number, (identity, outputs) in enumerate(sorted_news.items()):
+            self._told[identity] = now
+            messages.append((identity, EngineOutputs(outputs, stats, news.step, 0 if number else news.num_tokens)))
+        self._port.send(messages)
 
     def _has_work(self) -> bool:
         return self._core.has_unfinished() and not self._core.sleeping
@@ -131,8 +142,15 @@ class EngineLoop:
     def _tell_idle(self) -> None:
         """Gauges would else stay as they were in the last step, however many requests were aborted since."""
         self._told_idle = True
-        news = EngineOutputs(stats=self._core.stats())
-        self._port.send([(identity, news) for identity in self._front_ends])
+        self._tell_stats()
+
+    def _tell_stats(self) -> None:
+        news = EngineOutputs(stats=self._stats())
+        self._port.send([(identity, news) for identity in self._told])
+
+    def _stats(self) -> SchedulerStats:
+        stats = self._core.stats().behind(self._before)
+        return msgspec.structs.replace(stats, sleeping=self._core.sleeping)
 
     def _handle(self, identity: Identity, message: ToEngine) -> None:
         match message:
@@ -148,14 +166,14 @@ class EngineLoop:
             case Call():
                 self._port.send([(identity, self._call(message))])
             case Hello():
-                self._front_ends.add(identity)
-                self._port.send([(identity, self._ready)])
+                self._told[identity] = 0.0
+                self._port.send([(identity, Ready(self._config, self._stats(), self._record_path))])
             case Ping():
                 raise AssertionError("the port answers pings")
 
     def _add(self, identity: Identity, request: EngineRequest) -> None:
         try:
-            check_request(request, self._ready.config)
+            check_request(request, self._config)
             if request.request_id in self._front_end_of:
                 raise RequestError(f"There is a request {request.request_id!r} already.")
             self._recorder.write(self._last_step, [request.request_id])
@@ -181,7 +199,7 @@ class EngineLoop:
 
     def _drop_front_end(self, identity: Identity) -> None:
         """Nobody is left to read what its requests would bring."""
-        self._front_ends.discard(identity)
+        self._told.pop(identity, None)
         self._abort([name for name, owner in self._front_end_of.items() if owner == identity])
 
     def _call(self, call: Call) -> FromEngine:
@@ -196,9 +214,11 @@ class EngineLoop:
     def _sleep(self) -> None:
         self._core.sleep()
         gc.collect()
+        self._tell_stats()
 
     def _wake_up(self) -> None:
         self._core.wake_up(self._make_executor)
+        self._tell_stats()
 
     def _shut_down(self) -> None:
         self._stopping = True
@@ -248,14 +268,14 @@ def serve(start: wire.EngineStart, load: Callable[[wire.EngineStart], Loaded]) -
     _leave_ending_to_the_parent()
     port = Port(start.address, sys.stdin.fileno(), lambda: _end_without_parent(start))
     try:
-        ready, core, make_executor = load(start)
+        loaded = load(start)
     except InterleafError as error:
         [(asking, _), *_] = port.receive(block=True)
         port.send([(asking, StartFailure(type(error).__name__, str(error)))])
         port.close()
         return 1
-    EngineLoop(ready, core, make_executor, port, Path(start.step_record)).run()
-    core.close()
+    EngineLoop(start, loaded, port).run()
+    loaded[1].close()
     port.close()
     return 0
 
@@ -288,7 +308,7 @@ def _leave_ending_to_the_parent() -> None:
 def _end_without_parent(start: wire.EngineStart) -> None:
     """End at once, in the middle of a step if need be, and leave no files."""
     directory = Path(start.step_record).parent
-    for path in (Path(start.address.removeprefix("ipc://")), Path(start.step_record)):
+    for path in (Path(start.address.removeprefix("ipc://")), *directory.glob("step*")):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         directory.rmdir()

@@ -15,7 +15,6 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from interleaf import errors
-from interleaf.config import EngineConfig
 from interleaf.engine import wire
 from interleaf.errors import EngineDeadError, EngineError, InterleafError
 from interleaf.messages import (
@@ -50,7 +49,7 @@ class Connection:
         on_outputs: called with each step's news.
 
     Fields:
-        ready: resolves with the engine's configuration, or with the error that kept it from starting.
+        ready: resolves with what the engine says when it can compute, or with the error that kept it from starting.
         lost: resolves with a reason once the engine is gone.
         last_heard: when the engine last said anything, in seconds of the monotonic clock.
         last_news: the same of what its loop said, not of answers to pings.
@@ -58,7 +57,7 @@ class Connection:
 
     def __init__(self, address: str, on_outputs: Callable[[EngineOutputs], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self.ready: asyncio.Future[EngineConfig] = self._loop.create_future()
+        self.ready: asyncio.Future[Ready] = self._loop.create_future()
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self.last_heard = self.last_news = time.monotonic()
         self._on_outputs = on_outputs
@@ -189,8 +188,8 @@ class Connection:
                 waiting = self._replies.get(number)
                 if waiting is not None and not waiting.done():
                     waiting.set_exception(EngineError(error))
-            case Ready(config):
-                _resolve(self.ready, config)
+            case Ready():
+                _resolve(self.ready, message)
             case StartFailure(name, sentence):
                 if not self.ready.done():
                     self.ready.set_exception(_error(name, sentence))

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from interleaf.config import EngineArgs
-from interleaf.messages import FromEngine, ToEngine
+from interleaf.messages import FromEngine, SchedulerStats, ToEngine
 from interleaf.observe import LogSettings
 
 MAX_MESSAGE_BYTES = 1 << 28
@@ -27,12 +27,14 @@ class EngineStart(msgspec.Struct, array_like=True):
         address: of the socket to listen on.
         step_record: file for `interleaf.engine.step_record`.
         log: how to write its log, which goes to the same stderr as its parent's.
+        before: counters of the engines before it, which it goes on with.
     """
 
     args: EngineArgs
     address: str
     step_record: str
     log: LogSettings = msgspec.field(default_factory=LogSettings)
+    before: SchedulerStats = msgspec.field(default_factory=SchedulerStats)
 
 
 def _encodable(value: object) -> Any:

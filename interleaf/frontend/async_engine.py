@@ -28,13 +28,22 @@ from interleaf.errors import (
     RequestFailedError,
 )
 from interleaf.frontend.admission import Admission
+from interleaf.frontend.board import Seat, Tally
 from interleaf.frontend.metrics import EngineMetrics
 from interleaf.frontend.output import OutputProcessor, RequestState, sequence_id
 from interleaf.frontend.processor import ProcessedRequest, Processor, Prompt, PromptDict, RequestInput
 from interleaf.frontend.recovery import Recovery
 from interleaf.frontend.supervisor import Supervisor, SupervisorOptions, computes_nothing
 from interleaf.frontend.tracing import RequestTracer
-from interleaf.messages import AbortRequests, AbortSequences, EngineOutputs, EngineRequest, FinishReason, SchedulerStats
+from interleaf.messages import (
+    AbortRequests,
+    AbortSequences,
+    EngineOutputs,
+    EngineRequest,
+    FinishReason,
+    Ready,
+    SchedulerStats,
+)
 from interleaf.observe import get_logger
 from interleaf.outputs import EmbeddingRequestOutput, RequestOutput
 from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
@@ -51,6 +60,8 @@ INLINE_CHARACTERS = 4096
 INLINE_TOKENS = 16384
 """Prompts up to these sizes are processed in the event loop; larger ones would hold it up, and go to a thread."""
 HEALTH_SAMPLE_SECONDS = 0.5
+TURN_SECONDS = 0.05
+"""Until it is looked again whether another front end is through with its suspects."""
 
 
 class _Stream:
@@ -109,6 +120,7 @@ class AsyncEngine:
         served_model_name: what metrics and traces call the model; None is its name in the configuration.
         otlp_traces_endpoint: the collector that is sent a span of OpenTelemetry for each request.
         address: the `address` of an AsyncEngine in another process, to share its engine.
+        seat: among the front ends that share it, which count together; None counts alone.
         supervision: when the engine counts as dead.
         options: fields of `interleaf.config.EngineArgs`.
 
@@ -127,12 +139,14 @@ class AsyncEngine:
         served_model_name: str | None = None,
         otlp_traces_endpoint: str | None = None,
         address: str | None = None,
+        seat: Seat | None = None,
         supervision: SupervisorOptions | None = None,
         **options: Any,
     ) -> None:
         args = engine_args(options) if args is None else args
         self._args = replace(args, logits_processors=importable(args.logits_processors))
-        self._admission = Admission(max_num_queued_reqs, max_num_queued_tokens)
+        self._seat = seat or Seat()
+        self._admission = Admission(max_num_queued_reqs, max_num_queued_tokens, self._seat)
         self._served_model_name = served_model_name
         self._tracer = None if otlp_traces_endpoint is None else RequestTracer(otlp_traces_endpoint)
         self._attached_to = address
@@ -140,6 +154,7 @@ class AsyncEngine:
         self._name = os.urandom(6).hex()
         self._streams: dict[str, _Stream] = {}
         self._recovery = Recovery()
+        self._turn: asyncio.TimerHandle | None = None
         self._last_step = -1
         self._starting = asyncio.Lock()
         self._engine_up = asyncio.Event()
@@ -149,6 +164,7 @@ class AsyncEngine:
         self._draining = False
         self._dead: EngineDeadError | None = None
         self._config: EngineConfig | None = None
+        self._first_stats = SchedulerStats()
         self._processor: Processor | None = None
         self._supervisor: Supervisor | None = None
         self._outputs: OutputProcessor | None = None
@@ -189,12 +205,12 @@ class AsyncEngine:
             with contextlib.suppress(asyncio.CancelledError, InterleafError):
                 await loading
             raise
-        self._outputs = OutputProcessor(tokenizer)
-        self._metrics = EngineMetrics(self._outputs.statistics, self._served_model_name or self.config.model_name)
-        self._metrics.engine_started(self.config)
-        self._processor = Processor(
-            self.config, tokenizer, generation_config, load_custom(self._args.logits_processors)
-        )
+        self._outputs = OutputProcessor(tokenizer, statistics=self._seat.statistics)
+        name = self._served_model_name or self.config.model_name
+        self._metrics = EngineMetrics(self._seat.total_statistics, name)
+        self._metrics.engine_started(self.config, self._first_stats)
+        custom = load_custom(self._args.logits_processors)
+        self._processor = Processor(self.config, tokenizer, generation_config, custom, self._seat.row)
 
     async def shutdown(self, drain_timeout: float = 0.0) -> None:
         """Take no more requests, let those that run finish within `drain_timeout` seconds, abort the rest, end."""
@@ -427,14 +443,15 @@ class AsyncEngine:
 
     # ---- what the supervisor tells ----
 
-    def engine_started(self, config: EngineConfig) -> None:
+    def engine_started(self, ready: Ready) -> None:
         """Give the new engine everything that is unfinished."""
-        self._config = self._config or config
+        self._config = self._config or ready.config
+        self._first_stats = ready.stats
         self._last_step = -1
-        self._sleeping = False
+        self._sleeping = ready.stats.sleeping
         self._engine_up.set()
         if self._metrics is not None:
-            self._metrics.engine_started(config)
+            self._metrics.engine_started(ready.config, ready.stats)
         self._send_next()
 
     def engine_died(self, computed: set[str], step: int) -> None:
@@ -442,7 +459,9 @@ class AsyncEngine:
         self._engine_up.clear()
         if self._metrics is not None:
             self._metrics.engine_died()
-        guilty = self._recovery.engine_died(computed, step - self._last_step)
+        in_company = any(not name.startswith(f"{self._name}-") for name in computed)
+        guilty = self._recovery.engine_died(computed, step - self._last_step, in_company)
+        self._seat.set(Tally.SUSPECTS, self._recovery.num_suspects)
         if guilty is not None:
             self._fail(guilty, RequestFailedError("The engine died of this request each time; it was given up."))
 
@@ -457,6 +476,7 @@ class AsyncEngine:
         """Sort a step's news to those who wait for them."""
         if news.stats is not None and self._metrics is not None:
             self._metrics.engine_told(news.stats)
+            self._sleeping = news.stats.sleeping
         if not news.outputs or self._outputs is None:
             return
         self._last_step = max(self._last_step, news.step)
@@ -476,6 +496,7 @@ class AsyncEngine:
             if state.finished:
                 self._retire(stream)
         if held_back:
+            self._seat.set(Tally.SUSPECTS, self._recovery.num_suspects)
             self._send_next()
 
     # ---- requests ----
@@ -505,7 +526,7 @@ class AsyncEngine:
         self._admission.check(request, self.config.scheduler.max_num_seqs, metrics.stats.num_waiting)
         self._admission.add(request)
         outputs = _started(self._outputs)
-        outputs.statistics.num_prompt_tokens += len(request.prompt_token_ids)
+        outputs.statistics.note_arrival(len(request.prompt_token_ids))
         stream = self._streams[request.request_id] = _Stream(processed, outputs.add(processed), trace_headers)
         self._recovery.add(request.request_id)
         self._set_busy()
@@ -515,9 +536,16 @@ class AsyncEngine:
     def _send_next(self) -> None:
         """Send what the engine may be given now."""
         if self._engine_up.is_set() and self._dead is None and self._streams:
+            if not self._seat.may_send:
+                self._turn = self._turn or asyncio.get_running_loop().call_later(TURN_SECONDS, self._look_for_turn)
+                return
             connection = self._connection()
             for request_id in self._recovery.next_to_send():
                 _send(connection, self._streams[request_id])
+
+    def _look_for_turn(self) -> None:
+        self._turn = None
+        self._send_next()
 
     def _note_start(self, stream: _Stream) -> None:
         """A request that has brought something waits no longer."""
@@ -558,6 +586,7 @@ class AsyncEngine:
         self._admission.remove(stream.request)
         del self._streams[request_id]
         self._recovery.remove(request_id)
+        self._seat.set(Tally.SUSPECTS, self._recovery.num_suspects)
         self._set_busy()
 
     def _set_busy(self) -> None:

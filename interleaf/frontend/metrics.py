@@ -6,8 +6,9 @@ metrics only when somebody looks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
@@ -56,42 +57,35 @@ HELP = {
 
 
 class EngineMetrics(Collector):
-    """The metrics of one front end and its engine, in a registry of their own.
+    """The metrics of an engine and its front ends, in a registry of their own.
 
     Args:
-        statistics: of requests, which somebody else keeps up to date.
+        gather: gives the statistics of all requests as of now.
         model_name: what the label of that name says.
     """
 
-    def __init__(self, statistics: RequestStatistics, model_name: str) -> None:
+    def __init__(self, gather: Callable[[], RequestStatistics], model_name: str) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self.model_name = model_name
-        self._statistics = statistics
+        self._gather = gather
         self._config: EngineConfig | None = None
         self._stats = SchedulerStats()
-        self._stats_of_the_dead = SchedulerStats()
-        self._num_restarts = 0
 
     @property
     def stats(self) -> SchedulerStats:
         """Of the scheduler, as last heard of it."""
         return self._stats
 
-    def engine_started(self, config: EngineConfig) -> None:
-        """Show this configuration."""
+    def engine_started(self, config: EngineConfig, stats: SchedulerStats) -> None:
+        """Show this configuration, and these numbers."""
         self._config = config
-        self._stats = SchedulerStats(num_blocks=config.cache.num_blocks, num_free_blocks=config.cache.num_blocks)
+        self._stats = stats
 
     def engine_died(self) -> None:
-        """A new engine counts from zero again, but counters must never fall."""
-        dead, last = self._stats_of_the_dead, self._stats
-        dead.prefix_cache_queries += last.prefix_cache_queries
-        dead.prefix_cache_hits += last.prefix_cache_hits
-        dead.num_preemptions += last.num_preemptions
-        self._stats = SchedulerStats()
-        self._num_restarts += 1
+        """Until another is there, the counters are all that there is: they must never fall."""
+        self._stats = self._stats.only_counters()
 
     def engine_told(self, stats: SchedulerStats) -> None:
         """Show these numbers from now on."""
@@ -114,21 +108,18 @@ class EngineMetrics(Collector):
             yield _cache_config_info(self._config)
 
     def _snapshots(self, labels: dict[str, str]) -> Iterable[Snapshot]:
-        stats, dead, requests = self._stats, self._stats_of_the_dead, self._statistics
-        total = SchedulerStats(
-            num_running=stats.num_running,
-            num_waiting=stats.num_waiting,
-            num_blocks=stats.num_blocks,
-            num_free_blocks=stats.num_free_blocks,
-            prefix_cache_queries=dead.prefix_cache_queries + stats.prefix_cache_queries,
-            prefix_cache_hits=dead.prefix_cache_hits + stats.prefix_cache_hits,
-            num_preemptions=dead.num_preemptions + stats.num_preemptions,
-            num_prompt_tokens=requests.num_prompt_tokens,
-            num_generation_tokens=requests.num_generation_tokens,
+        requests = self._gather()
+        yield from scheduler_metrics(
+            # The engine counts again what is sent to it again.
+            msgspec.structs.replace(
+                self._stats,
+                num_prompt_tokens=requests.num_prompt_tokens,
+                num_generation_tokens=requests.num_generation_tokens,
+            ),
+            labels,
         )
-        yield from scheduler_metrics(total, labels)
         yield from requests.snapshot(labels)
-        yield Counter("interleaf:engine_restarts", labels, self._num_restarts)
+        yield Counter("interleaf:engine_restarts", labels, self._stats.num_restarts)
 
 
 def _add(families: dict[str, Metric], name: str, help_text: str, snapshot: Snapshot) -> None:

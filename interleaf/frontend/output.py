@@ -324,10 +324,16 @@ class OutputProcessor:
         tokenizer: the model's.
         make_detokenizer: called with (tokenizer, prompt token ids, skip_special_tokens,
             spaces_between_special_tokens) for every sequence.
+        statistics: where requests are counted; None is a new one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, make_detokenizer: DetokenizerFactory = IncrementalDetokenizer) -> None:
-        self.statistics = RequestStatistics()
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        make_detokenizer: DetokenizerFactory = IncrementalDetokenizer,
+        statistics: RequestStatistics | None = None,
+    ) -> None:
+        self.statistics = RequestStatistics() if statistics is None else statistics
         self._tokenizer = tokenizer
         self._make_detokenizer = make_detokenizer
         self._format_logprobs = LogprobFormatter(tokenizer)
@@ -344,7 +350,7 @@ class OutputProcessor:
     def forget(self, request_id: str) -> None:
         """Follow a request no longer: it was aborted, and later news of it are ignored."""
         if self._states.pop(request_id, None) is not None:
-            self.statistics.finished["abort"] += 1
+            self.statistics.note_abort()
 
     def end(self, request_id: str, reason: FinishReason, stop_reason: str | None = None) -> None:
         """End a request from this side, with what it has; later news of it are ignored."""
@@ -366,7 +372,8 @@ class OutputProcessor:
     def follow(self, news: EngineOutputs) -> FollowedNews:
         """Take a step's news. Those of requests and sequences that have ended are ignored."""
         now = time.monotonic()
-        self.statistics.iteration_tokens.observe(news.num_tokens)
+        if news.num_tokens:
+            self.statistics.iteration_tokens.observe(news.num_tokens)
         followed = FollowedNews()
         num_new_tokens, updated = followed.num_new_tokens, followed.updated
         for output in news.outputs:

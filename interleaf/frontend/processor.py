@@ -81,6 +81,7 @@ class Processor:
         tokenizer: the model's.
         generation_config: the checkpoint's generation_config.json, or an empty mapping.
         logits_processors: the engine's custom ones, which see each request's parameters.
+        stream: tells apart processors of one engine, which must not draw the same seeds.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Processor:
         tokenizer: Tokenizer,
         generation_config: Mapping[str, Any],
         logits_processors: Sequence[ProcessorClass] = (),
+        stream: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         self._max_model_len = config.scheduler.max_model_len
@@ -99,7 +101,7 @@ class Processor:
         self._logits_processors = logits_processors
         self._eos_token_ids = _eos_token_ids(config, tokenizer, generation_config)
         self._counter = itertools.count()
-        self._seeds = random.Random(config.seed)
+        self._seeds = random.Random(config.seed if stream == 0 else f"{config.seed} {stream}")
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -269,8 +271,9 @@ class Processor:
             raise RequestError("The prompt is empty: give it at least one token.", "prompt")
         if len(token_ids) + least_output > self._max_model_len:
             raise PromptTooLongError(
-                f"The prompt has {len(token_ids)} tokens, but the context of {self._max_model_len} leaves room for "
-                f"{self._max_model_len - least_output}: shorten it or set truncate_prompt_tokens.",
+                f"This model's maximum context length is {self._max_model_len} tokens, which leaves "
+                f"{self._max_model_len - least_output} for the prompt, but it has {len(token_ids)}: shorten it or set "
+                f"truncate_prompt_tokens.",
                 "prompt",
             )
         return text, token_ids, salt

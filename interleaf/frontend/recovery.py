@@ -63,6 +63,11 @@ class Recovery:
         return request_id in self._standings and request_id not in self._unsent
 
     @property
+    def num_suspects(self) -> int:
+        """Requests that may be to blame for the last deaths."""
+        return self._num_suspects
+
+    @property
     def holds_back(self) -> bool:
         """Whether suspects are being tried, so that the end or the progress of one lets others be sent."""
         return self._num_suspects > 0
@@ -89,12 +94,13 @@ class Recovery:
             self._num_suspects -= standing.suspect
             standing.num_crashes = 0
 
-    def engine_died(self, computed: Iterable[str], num_lost_steps: int) -> str | None:
+    def engine_died(self, computed: Iterable[str], num_lost_steps: int, in_company: bool = False) -> str | None:
         """Nothing counts as sent any more.
 
         Args:
             computed: requests in the engine's last step.
             num_lost_steps: steps up to that one whose results never came.
+            in_company: requests of other front ends were in it, too.
 
         Returns:
             the guilty one, to be ended with an error and removed by the caller.
@@ -107,5 +113,5 @@ class Recovery:
             standing.distance = max(1, num_lost_steps)
             self._num_suspects += standing.num_crashes == CRASHES_TO_SUSPECT
         self._unsent = dict.fromkeys(self._standings)
-        alone = len(charged) == 1 and self._standings[charged[0]].suspect
+        alone = not in_company and len(charged) == 1 and self._standings[charged[0]].suspect
         return charged[0] if alone else None

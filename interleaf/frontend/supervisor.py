@@ -25,7 +25,7 @@ from interleaf.engine import wire
 from interleaf.engine.remote import Connection
 from interleaf.engine.step_record import read_step_record
 from interleaf.errors import EngineDeadError, EngineError, InsufficientMemoryError, InterleafError
-from interleaf.messages import EngineOutputs, Ping, Pong
+from interleaf.messages import EngineOutputs, Ping, Pong, Ready, SchedulerStats
 from interleaf.observe import LogSettings, get_logger
 
 logger = get_logger(__name__)
@@ -69,8 +69,8 @@ class SupervisorOptions:
 class Supervised(Protocol):
     """Whoever has work for the engine."""
 
-    def engine_started(self, config: EngineConfig) -> None:
-        """An engine is there, and knows nothing of what was before."""
+    def engine_started(self, ready: Ready) -> None:
+        """An engine is there, and knows nothing of what was before but the sums of counters."""
 
     def engine_died(self, computed: set[str], step: int) -> None:
         """It is gone; it was computing these requests in this step."""
@@ -138,10 +138,13 @@ class Supervisor:
         self._work = work
         self._options = options
         self._owns_engine = address is None
-        self._directory = _private_directory() if address is None else Path(address.removeprefix("ipc://")).parent
+        self._directory = private_directory() if address is None else Path(address.removeprefix("ipc://")).parent
         self.address = address or f"ipc://{self._directory / SOCKET_NAME}"
         self.connection: Connection | None = None
         self._process: EngineProcess | None = None
+        self._num_starts = 0
+        self._step_record = ""
+        self._stats = SchedulerStats()
         self._keeper: asyncio.Task[None] | None = None
         self._watched = asyncio.Event()
         self._pending = False
@@ -199,21 +202,21 @@ class Supervisor:
 
     async def _bring_up(self) -> Connection:
         if self._owns_engine:
-            record = self._directory / STEP_RECORD_NAME
-            record.unlink(missing_ok=True)
-            start = wire.EngineStart(self._args, self.address, str(record), LogSettings.current())
+            start = wire.EngineStart(
+                self._args, self.address, str(self._new_step_record()), LogSettings.current(), self._counters()
+            )
             try:
                 self._process = EngineProcess(start, self._options.engine_module)
             except OSError as error:
                 raise EngineDeadError(f"The engine process cannot be started ({error.strerror}).") from None
-        connection = self.connection = Connection(self.address, self._work.outputs_arrived)
+        connection = self.connection = Connection(self.address, self._outputs_arrived)
         if self._process is not None:
             # The last words of a process that has ended may still be on their way.
             self._process.exited.add_done_callback(
                 lambda exited: connection.lose_after(LAST_WORDS_SECONDS, _how_it_ended(exited.result()))
             )
         try:
-            config = await self._loaded(connection)
+            ready = await self._loaded(connection)
         except EngineDeadError as error:
             cause = await self._cause(str(error))
             await self._clear_away(cause)
@@ -221,11 +224,31 @@ class Supervisor:
         except BaseException:
             await self._clear_away("The engine did not start.")
             raise
-        self._args = _pinned(self._args, config)
-        self._work.engine_started(config)
+        self._args = _pinned(self._args, ready.config)
+        self._stats, self._step_record = ready.stats, ready.step_record
+        self._work.engine_started(ready)
         return connection
 
-    async def _loaded(self, connection: Connection) -> EngineConfig:
+    def _new_step_record(self) -> Path:
+        """Where the next engine notes what it computes. Front ends may be reading the last one's, but no older one."""
+        self._num_starts += 1
+        (self._directory / f"{STEP_RECORD_NAME}-{self._num_starts - 2}").unlink(missing_ok=True)
+        return self._directory / f"{STEP_RECORD_NAME}-{self._num_starts}"
+
+    def _counters(self) -> SchedulerStats:
+        """What the next engine's counters go on from."""
+        if self._step_record:
+            self._stats = self._stats.only_counters()
+            self._stats.num_restarts += 1
+            self._step_record = ""
+        return self._stats
+
+    def _outputs_arrived(self, news: EngineOutputs) -> None:
+        if news.stats is not None:
+            self._stats = news.stats
+        self._work.outputs_arrived(news)
+
+    async def _loaded(self, connection: Connection) -> Ready:
         """Wait until the model is loaded; a process that answers no question meanwhile counts as dead."""
         patience = self._options.start_timeout if self._owns_engine else self._options.attach_timeout
         while True:
@@ -255,8 +278,9 @@ class Supervisor:
                 if watch is not None:
                     watch.cancel()
             reason = await self._cause(reason)
-            logger.error("%s It is started again.", reason)
-            step, computed = read_step_record(self._directory / STEP_RECORD_NAME)
+            if self._owns_engine:
+                logger.error("%s It is started again.", reason)
+            step, computed = read_step_record(Path(self._step_record))
             lived = computed or time.monotonic() - begin > 2 * self._options.hang_timeout
             failures = 0 if lived else failures + 1
             self._work.engine_died(computed, step)
@@ -357,7 +381,7 @@ def _pinned(args: EngineArgs, config: EngineConfig) -> EngineArgs:
     )
 
 
-def _private_directory() -> Path:
+def private_directory() -> Path:
     """A directory that only this user may enter, with a path short enough for a socket's address."""
     for parent in (None, "/tmp"):
         directory = tempfile.mkdtemp(prefix="interleaf-", dir=parent)

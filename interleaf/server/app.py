@@ -25,18 +25,27 @@ from interleaf.server.engine import Engine
 from interleaf.server.errors import install_handlers
 from interleaf.server.middleware import Edge
 from interleaf.server.options import ServerOptions
+from interleaf.server.peers import Peers
 from interleaf.server.state import ServerState
 
 FAMILIES = (completions, chat, responses, embeddings, files_batches, anthropic, models, tokenize, operations, web_page)
 
 
-def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
-    """An app on an engine that runs already and is shut down by whoever started it."""
-    state = ServerState(engine, options)
+def create_app(engine: Engine, options: ServerOptions, peers: Peers | None = None) -> FastAPI:
+    """An app on an engine that runs already and is shut down by whoever started it.
+
+    Args:
+        peers: the server's other front ends; None if this is the only one.
+    """
+    state = ServerState(engine, options, peers)
+    files_batches.answer_peers(state)
+    responses.answer_peers(state)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        files_batches.resume_all(state)
+        await state.peers.open()
+        if state.peers.is_owner:
+            files_batches.resume_all(state)
         yield
         await state.close()
 

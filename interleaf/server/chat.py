@@ -95,6 +95,8 @@ class Job:
         """The prompt, and what reads the answers to it; the parameters get what that needs."""
         body = self.body
         prompt = await chat_prompt(self.context.state, body, with_tools=body.tool_choice != "none")
+        field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+        generation.check_room(self.context, [prompt], self.params, getattr(body, field), field)
         last = message_dict(body.messages[-1])["content"] if body.continue_final_message else None
         thinking = Thinking(
             body.include_reasoning is not False,

@@ -97,7 +97,9 @@ class Job:
                 f"sequences.",
                 "n",
             )
-        return [await generation.tokenized(self.context.engine, one, special) for one in prompts]
+        tokenized = [await generation.tokenized(self.context.engine, one, special) for one in prompts]
+        generation.check_room(self.context, tokenized, self.params, self.body.max_tokens, "max_tokens")
+        return tokenized
 
     async def outputs(self, prompts: list[PromptDict]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         async with aclosing(generated(self.context, self.body, prompts, self.params, self.id)) as outputs:

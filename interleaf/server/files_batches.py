@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from starlette.responses import FileResponse
@@ -15,6 +15,7 @@ from interleaf.observe import get_logger
 from interleaf.server.batch import ENDPOINTS, NumberedLine, Result, ResultFile, read_lines, run_batch
 from interleaf.server.clock import now
 from interleaf.server.errors import ApiError, bad_request
+from interleaf.server.peers import OWNER
 from interleaf.server.protocol.batches import (
     BatchList,
     BatchObject,
@@ -113,9 +114,15 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
         metadata=body.metadata,
     )
     response = json_response(batch)
-    start(state, batch)
-    # A task that is cancelled before it has begun could not write down its end.
-    await asyncio.sleep(0)
+    if state.peers.is_owner:
+        start(state, batch)
+        # A task that is cancelled before it has begun could not write down its end.
+        await asyncio.sleep(0)
+    else:
+        state.files.put_batch(batch)
+        # One that is being started again will find it by itself.
+        with suppress(ApiError):
+            await state.peers.ask(OWNER, "start_batch", batch.id)
     return response
 
 
@@ -131,13 +138,47 @@ async def list_batches(
 @router.get("/v1/batches/{batch_id}", responses=responses(BatchObject))
 async def retrieve_batch(batch_id: str, request: Request) -> Response:
     """How far a batch is."""
-    return json_response(_current(state_of(request), batch_id))
+    return json_response(await _told_by_owner(state_of(request), "batch", batch_id))
 
 
 @router.post("/v1/batches/{batch_id}/cancel", responses=responses(BatchObject))
 async def cancel_batch(batch_id: str, request: Request) -> Response:
     """End a batch; what is done is kept."""
-    state = state_of(request)
+    return json_response(await _told_by_owner(state_of(request), "cancel_batch", batch_id))
+
+
+def answer_peers(state: ServerState) -> None:
+    """Batches run at one front end; let the others tell it of them, and ask."""
+
+    async def begin(batch_id: str) -> BatchObject:
+        batch = _current(state, batch_id)
+        if batch_id not in state.batches and batch.status not in ENDED:
+            start(state, batch)
+            await asyncio.sleep(0)
+        return batch
+
+    async def current(batch_id: str) -> BatchObject:
+        return _current(state, batch_id)
+
+    async def cancel(batch_id: str) -> BatchObject:
+        return await _cancel(state, batch_id)
+
+    state.peers.answers |= {"start_batch": begin, "batch": current, "cancel_batch": cancel}
+
+
+async def _told_by_owner(state: ServerState, question: str, batch_id: str) -> Any:
+    """A batch, as the front end that runs it answers."""
+    if state.peers.is_owner:
+        return await state.peers.answers[question](batch_id)
+    try:
+        return await state.peers.ask(OWNER, question, batch_id)
+    except ApiError as error:
+        if question == "batch" and error.status_code == 503:
+            return state.files.batch(batch_id)
+        raise
+
+
+async def _cancel(state: ServerState, batch_id: str) -> BatchObject:
     batch = _current(state, batch_id)
     if batch.status in ENDED:
         raise ApiError(409, f"The batch has ended: it is {batch.status}.", "batch_id")
@@ -147,7 +188,7 @@ async def cancel_batch(batch_id: str, request: Request) -> Response:
     running.task.cancel()
     with suppress(asyncio.CancelledError):
         await running.task
-    return json_response(_current(state, batch_id))
+    return _current(state, batch_id)
 
 
 def start(state: ServerState, batch: BatchObject) -> None:

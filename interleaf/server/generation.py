@@ -121,6 +121,39 @@ async def tokenized(engine: Engine, prompt: str | Sequence[int], add_special_tok
     return {"prompt": prompt, "prompt_token_ids": token_ids}
 
 
+def check_room(
+    context: Context, prompts: Sequence[PromptDict], params: SamplingParams, asked: int | None, field: str
+) -> None:
+    """See whether the tokens that a client asks for fit behind its prompts.
+
+    `LLM` takes a `max_tokens` that is too large for "up to the end of the context", as in Python it often is a
+    constant; clients of the API would rather be told, as OpenAI and vLLM do.
+
+    Args:
+        asked: what the client says; None if it leaves it to us.
+        field: where it says so.
+
+    Raises:
+        ApiError: they don't.
+    """
+    if asked is None:
+        return
+    most = context.engine.config.scheduler.max_model_len
+    cut = params.truncate_prompt_tokens
+    for prompt in prompts:
+        length = len(prompt["prompt_token_ids"])
+        if cut is not None:
+            length = min(length, most - asked if cut == -1 else cut)
+        # A prompt that leaves no room at all is refused for what it is.
+        if length < most and not asked <= most - max(length, 1):
+            raise bad_request(
+                f"{field} is too large: {asked}. This model's maximum context length is {most} tokens, and your "
+                f"request has {length} input tokens ({asked} > {most} - {length}).",
+                field,
+                "invalid_value",
+            )
+
+
 async def generated(
     context: Context, body: RequestFields, prompts: Sequence[PromptDict], params: RequestParams, request_id: str
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:

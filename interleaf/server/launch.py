@@ -8,10 +8,10 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import uvicorn
 
@@ -20,7 +20,8 @@ from interleaf.observe import get_logger
 from interleaf.server.app import create_app
 from interleaf.server.chat_prompt import template_text
 from interleaf.server.engine import Engine
-from interleaf.server.options import ServerOptions
+from interleaf.server.options import Listen, ServerOptions
+from interleaf.server.peers import Peers
 
 logger = get_logger(__name__)
 
@@ -35,24 +36,6 @@ class StartableEngine(Engine, Protocol):
     async def start(self) -> None: ...
 
     async def shutdown(self, drain_timeout: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where to listen: at a host and port, or at a Unix socket."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    uds: str | None = None
-    ssl_keyfile: str | None = None
-    ssl_certfile: str | None = None
-
-    def address(self, bound: socket.socket) -> str:
-        """What a user types to get there."""
-        if self.uds is not None:
-            return f"unix:{self.uds}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' if self.ssl_certfile else ''}://{host}:{bound.getsockname()[1]}"
 
 
 def bind(listen: Listen) -> socket.socket:
@@ -93,32 +76,65 @@ async def serve(
     Raises:
         InterleafError: the engine cannot start.
     """
-    stop = _Signals()
-    with stop:
-        starting = asyncio.ensure_future(engine.start())
-        try:
-            if not await _first(starting, stop):
-                starting.cancel()
-                return
-            template = template_text(options.chat_template, engine.tokenizer.chat_templates)
-            app = create_app(engine, replace(options, chat_template=template))
-            server = _server(app, listen, options.root_path)
-            serving = asyncio.ensure_future(server.serve(sockets=[bound]))
-            logger.info("%s is served at %s", options.served_model_names[0], listen.address(bound))
-            if await _first(serving, stop):
-                return
-            logger.info("Shutting down: running requests have %g s to end", shutdown_timeout)
-            draining = asyncio.ensure_future(app.state.server.drain(shutdown_timeout))
-            if not await _first(draining, stop) or not draining.result():
-                logger.warning("Requests were still running and are ended now")
-        finally:
-            await engine.shutdown(0)
-        server.should_exit = True
-        await serving
-        _remove_own_socket(listen)
+
+    def tell() -> None:
+        logger.info("%s is served at %s", options.served_model_names[0], listen.address(bound))
+
+    with Signals() as stop:
+        if await serve_until(stop, engine, bound, listen, options, shutdown_timeout, tell):
+            remove_own_socket(listen)
 
 
-class _Signals:
+async def serve_until(
+    stop: Stop,
+    engine: StartableEngine,
+    bound: socket.socket,
+    listen: Listen,
+    options: ServerOptions,
+    shutdown_timeout: float,
+    started: Callable[[], None],
+    peers: Peers | None = None,
+) -> bool:
+    """`serve`, as one of several front ends or alone.
+
+    Args:
+        stop: the first ends the taking in of work, the second everything.
+        started: called when requests are taken.
+        peers: the other front ends.
+
+    Returns:
+        whether it was served at all.
+    """
+    starting = asyncio.ensure_future(engine.start())
+    try:
+        if not await first(starting, stop):
+            starting.cancel()
+            return False
+        template = template_text(options.chat_template, engine.tokenizer.chat_templates)
+        app = create_app(engine, replace(options, chat_template=template), peers)
+        server = _server(app, listen, options.root_path, started)
+        serving = asyncio.ensure_future(server.serve(sockets=[bound]))
+        if await first(serving, stop):
+            return True
+        logger.info("Shutting down: running requests have %g s to end", shutdown_timeout)
+        draining = asyncio.ensure_future(app.state.server.drain(shutdown_timeout))
+        if not await first(draining, stop) or not draining.result():
+            logger.warning("Requests were still running and are ended now")
+    finally:
+        await engine.shutdown(0)
+    server.should_exit = True
+    await serving
+    return True
+
+
+class Stop(Protocol):
+    """Orders to stop, one after the other."""
+
+    async def wait(self) -> None:
+        """Until the next one."""
+
+
+class Signals:
     """SIGTERM and SIGINT, each of which ends a wait."""
 
     def __init__(self) -> None:
@@ -130,17 +146,18 @@ class _Signals:
         await self._arrived.wait()
         self._arrived.clear()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._arrived.set)
+        return self
 
     def __exit__(self, *error: object) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.remove_signal_handler(number)
 
 
-async def _first(work: asyncio.Future[None] | asyncio.Future[bool], stop: _Signals) -> bool:
-    """Whether `work` was done before a signal came."""
+async def first(work: asyncio.Future[None] | asyncio.Future[bool], stop: Stop) -> bool:
+    """Whether `work` was done before the order to stop came."""
     waiting = asyncio.ensure_future(stop.wait())
     await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
@@ -151,14 +168,23 @@ async def _first(work: asyncio.Future[None] | asyncio.Future[bool], stop: _Signa
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which would close connections at once."""
+    """uvicorn without its signal handlers, which would close connections at once; tells when it has started."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._tell()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _server(app: object, listen: Listen, root_path: str) -> _Server:
+def _server(app: object, listen: Listen, root_path: str, started: Callable[[], None]) -> _Server:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         root_path=root_path.rstrip("/"),
@@ -171,7 +197,7 @@ def _server(app: object, listen: Listen, root_path: str) -> _Server:
         timeout_graceful_shutdown=LAST_SECONDS,
         ws="none",
     )
-    return _Server(config)
+    return _Server(config, started)
 
 
 def _remove_stale_socket(path: str) -> None:
@@ -180,6 +206,7 @@ def _remove_stale_socket(path: str) -> None:
             os.unlink(path)
 
 
-def _remove_own_socket(listen: Listen) -> None:
+def remove_own_socket(listen: Listen) -> None:
+    """Leave no Unix socket behind."""
     if listen.uds is not None:
         Path(listen.uds).unlink(missing_ok=True)

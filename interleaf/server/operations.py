@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from interleaf import __version__
 from interleaf.errors import EngineError
+from interleaf.frontend.board import Tally
 from interleaf.server.errors import ApiError
 from interleaf.server.routing import JsonRoute, responses
 from interleaf.server.state import state_of
@@ -51,8 +52,8 @@ async def version() -> Response:
 
 @router.get("/load", responses=responses(media_type="application/json"))
 async def load(request: Request) -> Response:
-    """Requests in flight."""
-    return json_response({"server_load": state_of(request).in_flight})
+    """Requests in flight, at all front ends together."""
+    return json_response({"server_load": state_of(request).peers.seat.total(Tally.IN_FLIGHT)})
 
 
 @router.get("/metrics", responses=responses(media_type="text/plain"))

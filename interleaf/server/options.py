@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class ServerOptions:
         max_body_size: longest body of a request, but for uploads of files.
         max_file_size: longest uploaded file.
         response_store: SQLite file of stored responses; None keeps the last ones in memory.
+        max_stored_responses: of which older ones are forgotten; None keeps all that a file holds.
         files_dir: directory of uploaded files and batches; None is one that goes with the server.
         chat_template: takes the place of the model's own: Jinja text, or a name of one of the model's.
         trust_request_chat_template: let requests bring their own chat template.
@@ -38,6 +40,7 @@ class ServerOptions:
     max_body_size: int = 32 * MIB
     max_file_size: int = 256 * MIB
     response_store: Path | None = None
+    max_stored_responses: int | None = None
     files_dir: Path | None = None
     chat_template: str | None = None
     trust_request_chat_template: bool = False
@@ -48,3 +51,21 @@ class ServerOptions:
     tool_parser_plugin: str | None = None
     reasoning_parser_plugin: str | None = None
     log_requests: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen: at a host and port, or at a Unix socket."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+
+    def address(self, bound: socket.socket) -> str:
+        """What a user types to get there."""
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.ssl_certfile else ''}://{host}:{bound.getsockname()[1]}"

@@ -44,13 +44,16 @@ class ResponseStore(Protocol):
         """Let go of what it holds."""
 
 
-def open_store(path: Path | None) -> ResponseStore:
+def open_store(path: Path | None, max_count: int | None = None) -> ResponseStore:
     """The store that the options ask for.
+
+    Args:
+        max_count: how many an SQLite file keeps; None is all.
 
     Raises:
         ConfigError: the file cannot be used.
     """
-    return MemoryStore() if path is None else SqliteStore(path)
+    return MemoryStore() if path is None else SqliteStore(path, max_count)
 
 
 class MemoryStore:
@@ -87,10 +90,11 @@ class MemoryStore:
 
 
 class SqliteStore:
-    """Keeps all of them. Those that another run of the server left unfinished have failed."""
+    """Keeps all of them, or the last `max_count`. Several processes may use the same file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_count: int | None = None) -> None:
         self._lock = threading.Lock()
+        self._max_count = max_count
         try:
             self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode=WAL")
@@ -101,6 +105,9 @@ class SqliteStore:
     async def put(self, response: StoredResponse) -> None:
         encoded = msgspec.json.encode(response)
         await self._run("INSERT OR REPLACE INTO responses VALUES (?, ?)", response.id, encoded)
+        if self._max_count is not None:
+            oldest = "(SELECT max(rowid) FROM responses) - ?"
+            await self._run(f"DELETE FROM responses WHERE rowid <= {oldest}", self._max_count)
 
     async def get(self, response_id: str) -> StoredResponse | None:
         rows = await self._run("SELECT stored FROM responses WHERE id = ?", response_id)
@@ -113,9 +120,9 @@ class SqliteStore:
         with self._lock:
             self._database.close()
 
-    async def _run(self, statement: str, *values: str | bytes) -> list[Any]:
+    async def _run(self, statement: str, *values: str | bytes | int) -> list[Any]:
         return await asyncio.to_thread(self._run_locked, statement, values)
 
-    def _run_locked(self, statement: str, values: tuple[str | bytes, ...]) -> list[Any]:
+    def _run_locked(self, statement: str, values: tuple[str | bytes | int, ...]) -> list[Any]:
         with self._lock:
             return self._database.execute(statement, values).fetchall()

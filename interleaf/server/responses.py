@@ -86,11 +86,8 @@ async def cancel_response(response_id: str, request: Request) -> Response:
     stored = await _stored(state, response_id)
     if not stored.body["background"]:
         raise bad_request("Only responses that were made with background set to true can be cancelled.", "response_id")
-    task = state.background_responses.get(response_id)
-    if task is not None:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    if not await _cancel(state, response_id):
+        await state.peers.ask_others("cancel_response", response_id)
     return json_response((await _stored(state, response_id)).body)
 
 
@@ -102,6 +99,29 @@ async def list_input_items(response_id: str, request: Request) -> Response:
     return json_response({"object": "list", "data": items, "has_more": False, **ends})
 
 
+def answer_peers(state: ServerState) -> None:
+    """Let the other front ends ask for the responses that this one writes in the background."""
+
+    async def is_written(response_id: str) -> bool:
+        return response_id in state.background_responses
+
+    async def cancel(response_id: str) -> bool:
+        return await _cancel(state, response_id)
+
+    state.peers.answers |= {"response_is_written": is_written, "cancel_response": cancel}
+
+
+async def _cancel(state: ServerState, response_id: str) -> bool:
+    """End a response that is written in the background here; False if there is none."""
+    task = state.background_responses.get(response_id)
+    if task is None:
+        return False
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return True
+
+
 async def _stored(state: ServerState, response_id: str, param: str = "response_id") -> StoredResponse:
     """A stored response.
 
@@ -109,12 +129,21 @@ async def _stored(state: ServerState, response_id: str, param: str = "response_i
         ApiError: (404) there is none; `param` is the part of the request that named it.
     """
     found = await state.response_store.get(response_id) if RESPONSE_ID.fullmatch(response_id) else None
+    if found is not None and _unfinished(found) and response_id not in state.background_responses:
+        if await state.peers.ask_others("response_is_written", response_id):
+            return found
+        # It may have been finished between the two questions.
+        found = await state.response_store.get(response_id)
     if found is None:
         raise ApiError(404, f"There is no response {response_id[:200]!r} here.", param, "response_not_found")
-    if found.body["status"] in ("queued", "in_progress") and response_id not in state.background_responses:
+    if _unfinished(found) and response_id not in state.background_responses:
         # Its server was ended while it was written.
         found.body.update(status="failed", error={"code": "server_error", "message": "The server was restarted."})
     return found
+
+
+def _unfinished(stored: StoredResponse) -> bool:
+    return stored.body["status"] in ("queued", "in_progress")
 
 
 @dataclass
@@ -264,6 +293,7 @@ class Job:
             output_kind=kind,
         )
         prompt = await chat_prompt(self.context.state, self._message_fields())
+        generation.check_room(self.context, [prompt], params, self.body.max_output_tokens, "max_output_tokens")
         thinking = Thinking(budget=self.body.thinking_token_budget)
         plan = self.context.state.parsers.plan(params, prompt.get("prompt", ""), self.choice, thinking)
         if plan is not None:

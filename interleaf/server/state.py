@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
+from interleaf.frontend.board import Tally
 from interleaf.server.answers import AnswerParsers
 from interleaf.server.engine import Engine
 from interleaf.server.errors import ApiError
 from interleaf.server.file_store import FileStore
 from interleaf.server.options import ServerOptions
+from interleaf.server.peers import Peers
 from interleaf.server.response_store import open_store
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ class ServerState:
     Fields:
         parsers: of tool calls and reasoning.
         draining: no new work is taken; the server ends when `in_flight` is 0.
-        in_flight: requests, and work in the background, that have not ended.
+        in_flight: requests, and work in the background, that have not ended here.
+        peers: the other front ends.
         started: Unix time of the start.
         response_store: of /v1/responses.
         background_responses: those that are being written, by id.
@@ -36,14 +39,15 @@ class ServerState:
         batch_turn: held by the batch that runs.
     """
 
-    def __init__(self, engine: Engine, options: ServerOptions) -> None:
+    def __init__(self, engine: Engine, options: ServerOptions, peers: Peers | None = None) -> None:
         self.engine = engine
         self.options = options
         self.parsers = AnswerParsers(options, engine.tokenizer, _template(engine, options))
         self.draining = False
         self.in_flight = 0
+        self.peers = peers or Peers()
         self.started = int(time.time())
-        self.response_store = open_store(options.response_store)
+        self.response_store = open_store(options.response_store, options.max_stored_responses)
         self.background_responses: dict[str, asyncio.Task[None]] = {}
         self.files = FileStore(options.files_dir)
         self.batches: dict[str, RunningBatch] = {}
@@ -73,11 +77,13 @@ class ServerState:
     def work(self) -> Iterator[None]:
         """Something that a drain waits for."""
         self.in_flight += 1
+        self.peers.seat.add(Tally.IN_FLIGHT, 1)
         self._idle.clear()
         try:
             yield
         finally:
             self.in_flight -= 1
+            self.peers.seat.add(Tally.IN_FLIGHT, -1)
             if not self.in_flight:
                 self._idle.set()
 
@@ -105,6 +111,7 @@ class ServerState:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.peers.close()
         await self.response_store.close()
         self.files.close()
 

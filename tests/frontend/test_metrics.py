@@ -26,8 +26,8 @@ def samples(metrics: EngineMetrics) -> dict[tuple[str, tuple[tuple[str, str], ..
 
 
 def test_every_name_of_vllm_is_there() -> None:
-    metrics = EngineMetrics(RequestStatistics(), "served")
-    metrics.engine_started(engine_config())
+    metrics = EngineMetrics(RequestStatistics, "served")
+    metrics.engine_started(engine_config(), SchedulerStats())
     text = metrics.render().decode()
     for name in [*HELP, *OLDER_NAMES.values()]:
         assert f"# HELP {name}" in text, name
@@ -36,7 +36,7 @@ def test_every_name_of_vllm_is_there() -> None:
 
 def test_what_requests_did_is_summed_up() -> None:
     statistics = RequestStatistics()
-    metrics = EngineMetrics(statistics, "served")
+    metrics = EngineMetrics(lambda: statistics, "served")
     times = RequestMetrics(arrival_time=100.0, scheduled_time=100.25, finished_time=103.0)
     statistics.note_tokens(times, 1, 101.0)
     statistics.note_tokens(times, 2, 101.5)
@@ -72,31 +72,35 @@ def test_a_request_that_never_ran_has_no_times_of_computing() -> None:
     statistics = RequestStatistics()
     times = RequestMetrics(arrival_time=100.0, finished_time=103.0)
     statistics.note_end(times, "abort", num_prompt_tokens=7, generated=[0], max_tokens=None)
-    found = samples(EngineMetrics(statistics, "served"))
+    found = samples(EngineMetrics(lambda: statistics, "served"))
     assert found["vllm:e2e_request_latency_seconds_count", ()] == 1
     assert found["vllm:request_prefill_time_seconds_count", ()] == 0
 
 
 def test_counters_go_on_where_a_dead_engine_left_them_and_gauges_do_not() -> None:
-    metrics = EngineMetrics(RequestStatistics(), "served")
-    metrics.engine_started(engine_config())
+    metrics = EngineMetrics(RequestStatistics, "served")
+    metrics.engine_started(engine_config(), SchedulerStats())
     stats = SchedulerStats(num_running=2, num_blocks=4, num_free_blocks=1, prefix_cache_hits=5, num_preemptions=1)
     metrics.engine_told(stats)
     found = samples(metrics)
     assert found["vllm:num_requests_running", ()] == 2
     assert found["vllm:kv_cache_usage_perc", ()] == found["vllm:gpu_cache_usage_perc", ()] == 0.75
     metrics.engine_died()
-    metrics.engine_started(engine_config())
-    metrics.engine_told(SchedulerStats(prefix_cache_hits=3))
     found = samples(metrics)
-    assert found["vllm:num_requests_running", ()] == 0
+    assert found["vllm:num_requests_running", ()] == 0 and found["vllm:kv_cache_usage_perc", ()] == 0
+    assert found["vllm:prefix_cache_hits_total", ()] == 5
+    before = stats.only_counters()
+    before.num_restarts += 1
+    metrics.engine_started(engine_config(), SchedulerStats(num_running=1, prefix_cache_hits=3).behind(before))
+    found = samples(metrics)
+    assert found["vllm:num_requests_running", ()] == 1
     assert found["vllm:prefix_cache_hits_total", ()] == found["vllm:gpu_prefix_cache_hits_total", ()] == 8
     assert found["vllm:num_preemptions_total", ()] == 1
     assert found["interleaf:engine_restarts_total", ()] == 1
 
 
 def test_two_engines_do_not_share_a_registry() -> None:
-    one, two = EngineMetrics(RequestStatistics(), "served"), EngineMetrics(RequestStatistics(), "served")
+    one, two = EngineMetrics(RequestStatistics, "served"), EngineMetrics(RequestStatistics, "served")
     one.engine_told(SchedulerStats(num_running=3))
     assert samples(one)["vllm:num_requests_running", ()] == 3
     assert samples(two)["vllm:num_requests_running", ()] == 0

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.fake_engine import MAX_MODEL_LEN
 from tests.server.conftest import MODEL, error, events
 from tests.server.fake_async_engine import FakeAsyncEngine
 
@@ -206,6 +207,27 @@ async def test_refusals(client: httpx.AsyncClient, body: dict[str, Any], param: 
 async def test_a_prompt_that_is_too_long(client: httpx.AsyncClient) -> None:
     told = error(await complete(client, prompt="x" * 100))
     assert (told["status"], told["code"]) == (400, "context_length_exceeded")
+
+
+async def test_more_tokens_than_fit_behind_the_prompt(client: httpx.AsyncClient) -> None:
+    room = MAX_MODEL_LEN - 2
+    assert (await complete(client, prompt="hi", max_tokens=room)).status_code == 200
+    told = error(await complete(client, prompt="hi", max_tokens=room + 1))
+    assert (told["status"], told["param"]) == (400, "max_tokens") and "is too large" in told["message"]
+    told = error(await complete(client, prompt=["h", "hi"], max_tokens=room + 1, stream=True))
+    assert (told["status"], told["param"]) == (400, "max_tokens")
+    for cut in (1, -1):
+        assert (await complete(client, prompt="hi", max_tokens=room + 1, truncate_prompt_tokens=cut)).status_code == 200
+    told = error(await complete(client, prompt="hi", max_tokens=MAX_MODEL_LEN, truncate_prompt_tokens=-1))
+    assert (told["status"], told["param"]) == (400, "max_tokens")
+    messages = [{"role": "user", "content": "hi"}]
+    for path, body, field in (
+        ("/v1/chat/completions", {"messages": messages}, "max_tokens"),
+        ("/v1/chat/completions", {"messages": messages}, "max_completion_tokens"),
+        ("/v1/responses", {"input": messages}, "max_output_tokens"),
+    ):
+        told = error(await client.post(path, json={**body, field: MAX_MODEL_LEN}))
+        assert (told["status"], told["param"]) == (400, field), told
 
 
 async def test_an_unknown_model(client: httpx.AsyncClient) -> None:
