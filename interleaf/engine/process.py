@@ -130,6 +130,8 @@ class EngineLoop:
             if now - told > STATS_SECONDS:
                 sorted_news.setdefault(identity, [])
         stats = None if news.stats is None else news.stats.behind(self._before)
+        if stats is not None:
+            self._recorder.write_stats(stats)
         messages: list[tuple[Identity, FromEngine]] = []
         for number, (identity, outputs) in enumerate(sorted_news.items()):
             self._told[identity] = now

@@ -23,7 +23,7 @@ from typing import Protocol
 from interleaf.config import EngineArgs, EngineConfig, kv_bytes_per_token
 from interleaf.engine import wire
 from interleaf.engine.remote import Connection
-from interleaf.engine.step_record import read_step_record
+from interleaf.engine.step_record import read_stats, read_step_record
 from interleaf.errors import EngineDeadError, EngineError, InsufficientMemoryError, InterleafError
 from interleaf.messages import EngineOutputs, Ping, Pong, Ready, SchedulerStats
 from interleaf.observe import LogSettings, get_logger
@@ -238,7 +238,8 @@ class Supervisor:
     def _counters(self) -> SchedulerStats:
         """What the next engine's counters go on from."""
         if self._step_record:
-            self._stats = self._stats.only_counters()
+            # Front ends may have shown more than was told here last.
+            self._stats = (read_stats(Path(self._step_record)) or self._stats).only_counters()
             self._stats.num_restarts += 1
             self._step_record = ""
         return self._stats

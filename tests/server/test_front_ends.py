@@ -108,7 +108,7 @@ def test_batches_are_known_to_all(server: Running) -> None:
 @pytest.mark.parametrize("victim", ["engine", "front end"])
 def test_streams_survive_a_death(server: Running, victim: str) -> None:
     """That of the engine all of them; that of a front end those of the others."""
-    work = [completion(number, max_tokens=200, return_token_ids=True) for number in range(40)]
+    work = [completion(number, max_tokens=400, return_token_ids=True) for number in range(40)]
 
     async def main() -> None:
         expected = await asyncio.gather(*(stream(server.port, "/v1/completions", body) for body in work))
@@ -117,7 +117,7 @@ def test_streams_survive_a_death(server: Running, victim: str) -> None:
             asyncio.create_task(stream(server.port, "/v1/completions", body, one))
             for body, one in zip(work, events, strict=True)
         ]
-        await until(lambda: all(len(one) > 5 for one in events))
+        await until(lambda: all(len(one) > 2 for one in events))
         before = await metrics(server.port)
         pids = server.children(FRONT_END)
         os.kill(server.engine_pid if victim == "engine" else pids[0], signal.SIGKILL)
@@ -128,7 +128,8 @@ def test_streams_survive_a_death(server: Running, victim: str) -> None:
         await until(lambda: len(server.children(FRONT_END)) == COUNT)
         for _ in range(ROUNDS):
             after = await metrics(server.port)
-            assert all(after[name] >= before[name] for name in before if name.endswith(("_total", "_count")))
+            names = [name for name in before if ":" in name and name.endswith(("_total", "_count"))]
+            assert not {name: (before[name], after[name]) for name in names if after[name] < before[name]}
             assert after["interleaf:engine_restarts_total"] == 1
             assert (await ask_json(server.port, "GET", "/load"))["server_load"] == 0
 

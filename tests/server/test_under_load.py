@@ -144,7 +144,7 @@ async def disturbed(server: Running, count: int, number: int) -> tuple[list[asyn
     """Streams, and the engine sent a signal once all of them have begun."""
     events: list[list[str]] = [[] for _ in range(count)]
     tasks = [asyncio.create_task(stream(server.port, PATH, completion(n), events[n])) for n in range(count)]
-    await until(lambda: all(len(one) > 3 for one in events))
+    await until(lambda: all(len(one) > 2 for one in events))
     os.kill(server.engine_pid, number)
     return tasks, events
 
