@@ -1,7 +1,7 @@
 """Several front ends of one engine: this process keeps the engine and them, and serves nothing itself.
 
-All listen at one socket, which they inherit; the system gives a connection to whoever comes for it first. One that
-dies is started again, and the others go on meanwhile.
+They inherit the sockets that they listen at, which stay open here: connections that a front end has not taken when it
+dies wait for the one that is started in its place. The others go on meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from interleaf.frontend.supervisor import Supervisor, SupervisorOptions, private
 from interleaf.messages import EngineOutputs, Ready
 from interleaf.observe import LogSettings, get_logger
 from interleaf.server.front_end import GO, READY, STOP, FrontEndOptions, FrontEndStart
-from interleaf.server.launch import LAST_SECONDS, Signals, first, remove_own_socket
+from interleaf.server.launch import LAST_SECONDS, Signals, first, remove_own_socket, spread
 from interleaf.server.options import Listen, ServerOptions
 from interleaf.server.response_store import MAX_IN_MEMORY, open_store
 
@@ -60,21 +60,19 @@ async def serve_many(
             row=0,
             count=count,
             directory=str(directory),
-            socket_fd=bound.fileno(),
+            socket_fd=-1,
             board_fd=Board.shared_file(count),
             log=LogSettings.current(),
         )
         with Signals() as stop:
-            await _serve(supervisor, FrontEnds(start), stop, f"{options.served_model_names[0]} is served at", bound)
+            await _serve(supervisor, FrontEnds(start, spread(bound, count)), stop)
     finally:
         await supervisor.stop()
         shutil.rmtree(directory, ignore_errors=True)
         remove_own_socket(listen)
 
 
-async def _serve(
-    supervisor: Supervisor, front_ends: FrontEnds, stop: Signals, message: str, bound: socket.socket
-) -> None:
+async def _serve(supervisor: Supervisor, front_ends: FrontEnds, stop: Signals) -> None:
     try:
         starting = asyncio.ensure_future(supervisor.start())
         # They import meanwhile what they need.
@@ -89,7 +87,7 @@ async def _serve(
         if not await first(ready, stop):
             ready.cancel()
             return
-        logger.info("%s %s by %d front ends", message, front_ends.address(bound), front_ends.count)
+        logger.info("%s by %d front ends", front_ends.place(), front_ends.count)
         await stop.wait()
         if not await first(asyncio.ensure_future(front_ends.stop()), stop):
             await front_ends.stop()
@@ -126,21 +124,25 @@ class FrontEnds:
     """The processes.
 
     Args:
-        start: what they are, but for their numbers.
+        start: what they are, but for their numbers and sockets.
+        sockets: for each of them.
     """
 
-    def __init__(self, start: FrontEndStart) -> None:
+    def __init__(self, start: FrontEndStart, sockets: list[socket.socket]) -> None:
         self.count = start.count
         self._start = start
+        self._sockets = sockets
         self._board = Board(start.count, start.board_fd)
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._ready = [asyncio.Event() for _ in range(start.count)]
         self._keepers: list[asyncio.Task[None]] = []
         self._may_go = self._ending = False
 
-    def address(self, bound: socket.socket) -> str:
-        """What a user types to get there."""
-        return self._start.listen.address(bound)
+    def place(self) -> str:
+        """Where what is served."""
+        return (
+            f"{self._start.options.served_model_names[0]} is served at {self._start.listen.address(self._sockets[0])}"
+        )
 
     async def start(self) -> None:
         """Start them all; they wait for `go`."""
@@ -192,6 +194,7 @@ class FrontEnds:
 
     async def _spawn(self, row: int) -> asyncio.subprocess.Process:
         start = self._start
+        start.row, start.socket_fd = row, self._sockets[row].fileno()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
@@ -202,7 +205,6 @@ class FrontEnds:
             pass_fds=(start.socket_fd, start.board_fd),
         )
         assert process.stdin is not None
-        start.row = row
         process.stdin.write(start.encode())
         if self._may_go:
             process.stdin.write(GO)
@@ -221,6 +223,8 @@ class FrontEnds:
             del self._processes[row]
             self._board.clear(row)
             if self._shall_end() or not self._ready[row].is_set():
+                # Nobody will take what comes there.
+                self._sockets[row].close()
                 return
             logger.error("Front end %d ended with status %d. It is started again.", row, status)
             if loop.time() - begin < SHORT_LIFE:

@@ -64,6 +64,32 @@ def bind(listen: Listen) -> socket.socket:
     return bound
 
 
+def spread(bound: socket.socket, count: int) -> list[socket.socket]:
+    """So many sockets at the address of this one, which is closed; the system spreads connections over them.
+
+    If processes took them from one socket, the first to wake would take most. A Unix socket cannot be had twice, and
+    is shared.
+
+    Raises:
+        ConfigError: the address was taken meanwhile.
+    """
+    if bound.family == socket.AF_UNIX:
+        return [bound] * count
+    address = bound.getsockname()
+    bound.close()
+    sockets = []
+    try:
+        for _ in range(count):
+            one = socket.socket(bound.family, bound.type)
+            sockets.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            one.bind(address)
+    except OSError as error:
+        raise ConfigError(f"The server cannot listen at {address[0]}:{address[1]} ({error}).") from None
+    return sockets
+
+
 async def serve(
     engine: StartableEngine, bound: socket.socket, listen: Listen, options: ServerOptions, shutdown_timeout: float
 ) -> None:
