@@ -11,6 +11,7 @@ An engine in a process of its own is also sent, and answers, what `ToEngine` and
 from __future__ import annotations
 
 from enum import IntEnum
+from itertools import zip_longest
 
 import msgspec
 
@@ -99,6 +100,10 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     Applied in this order: removals, new requests, block table updates, block copies; then
     `num_scheduled_tokens[sequence_id]` further tokens of each named sequence are computed. A
     sequence whose tokens are then all computed samples its next token.
+
+    `draft_token_ids[sequence_id]` are guesses at the tokens that will follow. They are computed behind the
+    sequence's own tokens (which are then all in this step), and count in `total_num_scheduled_tokens`,
+    not in `num_scheduled_tokens`. See docs/speculative_decoding.md.
     """
 
     step: int
@@ -108,6 +113,7 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     block_copies: list[tuple[int, int]] = []
     removed_sequence_ids: list[str] = []
     total_num_scheduled_tokens: int = 0
+    draft_token_ids: dict[str, list[int]] = {}
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
@@ -129,6 +135,9 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     is none for position 0). `pooled[sequence_id]` are the pooled hidden states (float32 values) of
     a sequence that wants them, in the step that computes its last token. `errors[sequence_id]` is
     why a sequence can bring nothing more.
+
+    A sequence with drafts samples several tokens: the drafts that were accepted, and the one behind them.
+    `draft_token_ids` are guesses at what follows `sampled_token_ids`, for the next step.
     """
 
     step: int
@@ -137,6 +146,7 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     prompt_logprobs: dict[str, tuple[int, list[TokenLogprobs]]] = {}
     pooled: dict[str, list[float]] = {}
     errors: dict[str, str] = {}
+    draft_token_ids: dict[str, list[int]] = {}
 
 
 class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -165,7 +175,11 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
-    """Gauges (as they are now) and counters (since the first engine of the program started)."""
+    """Gauges (as they are now) and counters (since the first engine of the program started).
+
+    `num_drafts` counts sequences that had drafts in a step, the next two their tokens, and entry i of
+    `num_accepted_tokens_per_pos` the accepted ones that were a draft's token i.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -180,6 +194,10 @@ class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
     num_steps: int = 0
     num_restarts: int = 0
     sleeping: bool = False
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_tokens_per_pos: list[int] = []
 
     def only_counters(self) -> SchedulerStats:
         """The counters alone: what is left of an engine that is gone."""
@@ -189,7 +207,17 @@ class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
     def behind(self, before: SchedulerStats) -> SchedulerStats:
         """These, with the counters of the engines before this one added."""
         names = [name for name in self.__struct_fields__ if name not in SCHEDULER_GAUGES and name != "sleeping"]
-        return msgspec.structs.replace(self, **{name: getattr(self, name) + getattr(before, name) for name in names})
+        names.remove("num_accepted_tokens_per_pos")
+        return msgspec.structs.replace(
+            self,
+            num_accepted_tokens_per_pos=[
+                a + b
+                for a, b in zip_longest(
+                    self.num_accepted_tokens_per_pos, before.num_accepted_tokens_per_pos, fillvalue=0
+                )
+            ],
+            **{name: getattr(self, name) + getattr(before, name) for name in names},
+        )
 
     @property
     def kv_cache_usage(self) -> float:

@@ -118,6 +118,24 @@ class KVManager:
         self._append_blocks(request, num_tokens)
         return start
 
+    def extend(self, request: Request, num_tokens: int, num_drafts: int) -> tuple[int, int]:
+        """Lengthen the table for drafts behind `num_tokens` tokens that it is ready for, with what blocks are free.
+
+        Returns:
+            For how many drafts there is room, and the first new entry of the table.
+        """
+        start = len(request.block_ids)
+        slots = (start + self.pool.num_free) * self.block_size
+        num_drafts = min(num_drafts, slots - request.num_computed_tokens - num_tokens)
+        self._append_blocks(request, num_tokens + num_drafts)
+        return num_drafts, start
+
+    def trim(self, request: Request) -> None:
+        """Give back the blocks that only rejected drafts needed."""
+        needed = self._attention.num_blocks_needed(request.num_tokens)
+        while len(request.block_ids) > needed:
+            self.pool.release(request.block_ids.pop())
+
     def fork(self, parent: Request, child: Request) -> None:
         """Give `child` the parent's table, by reference."""
         for block_id in parent.block_ids:

@@ -133,6 +133,13 @@ class Request:
             return done
         return self.num_tokens - 1
 
+    def room_for_drafts(self, max_total_tokens: int) -> int:
+        """Most drafts of which each can be accepted with a token sampled behind it, if none stops the sequence."""
+        room = max_total_tokens - self.num_tokens
+        if self.group.source.params.max_tokens is not None:
+            room = min(room, self.group.source.params.max_tokens - len(self.output_token_ids))
+        return room - 1
+
     def stop_reason(self, max_total_tokens: int) -> tuple[FinishReason, int | None] | None:
         """Whether the last output token ends this sequence: (finish reason, stop reason), or None."""
         group = self.group

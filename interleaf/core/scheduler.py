@@ -50,6 +50,8 @@ class Scheduler:
         self._waiting: list[Request] = []
         self._removed_sequence_ids: list[str] = []
         self._num_arrivals = 0
+        self._drafts: dict[str, list[int]] = {}
+        """Guesses at the next tokens of sequences, from the last step's results."""
         self._stats = SchedulerStats(num_blocks=cache_config.num_blocks)
         assert scheduler_config.enable_chunked_prefill or (
             scheduler_config.max_num_batched_tokens >= scheduler_config.max_model_len
@@ -105,6 +107,7 @@ class Scheduler:
         reserved = self._schedule_running(output)
         if self._stats.num_preemptions == num_preemptions:
             self._schedule_waiting(output, reserved)
+        self._schedule_drafts(output)
         output.removed_sequence_ids = self._removed_sequence_ids
         self._removed_sequence_ids = []
         return output
@@ -122,9 +125,16 @@ class Scheduler:
             if request is not None:
                 request.num_computed_tokens += num_tokens
                 self._collect(request, step_output, outputs)
+                if sequence_id in scheduler_output.draft_token_ids:
+                    self._kv.trim(request)
+                    self._count_drafts(
+                        len(scheduler_output.draft_token_ids[sequence_id]),
+                        len(step_output.sampled_token_ids[sequence_id]) - 1,
+                    )
         for new in scheduler_output.new_requests:
             if new.fork_of is not None and new.sequence_id in sequences:
                 self._collect(sequences[new.sequence_id], step_output, outputs)
+        self._drafts = step_output.draft_token_ids
         return outputs
 
     def has_unfinished(self) -> bool:
@@ -155,7 +165,9 @@ class Scheduler:
         self._stats.num_waiting = len(self._waiting)
         self._stats.num_free_blocks = self._kv.pool.num_free
         self._stats.num_used_token_slots = self._kv.num_used_token_slots(self._running)
-        return copy.copy(self._stats)
+        stats = copy.copy(self._stats)
+        stats.num_accepted_tokens_per_pos = self._stats.num_accepted_tokens_per_pos.copy()
+        return stats
 
     def check_invariants(self) -> None:
         """Assert that queues, groups and blocks agree; for tests, and for an idle engine."""
@@ -341,19 +353,50 @@ class Scheduler:
         for index in range(first, group.source.params.n):
             self._enqueue(group.new_sequence(index))
 
+    def _schedule_drafts(self, output: SchedulerOutput) -> None:
+        """Try drafts with what budget and blocks everybody else leaves; nobody is preempted for them."""
+        for sequence_id, drafts in self._drafts.items():
+            num_tokens = output.num_scheduled_tokens.get(sequence_id, 0)
+            request = self._sequences.get(sequence_id)
+            if not num_tokens or request is None or request.num_computed_tokens + num_tokens < request.num_tokens:
+                continue
+            budget = self._config.max_num_batched_tokens - output.total_num_scheduled_tokens
+            num_drafts = min(len(drafts), budget, request.room_for_drafts(self._max_total_tokens))
+            if num_drafts <= 0:
+                continue
+            num_drafts, start = self._kv.extend(request, num_tokens, num_drafts)
+            if start < len(request.block_ids):
+                update = BlockTableUpdate(sequence_id, start, request.block_ids[start:])
+                output.block_table_updates.append(update)
+            if num_drafts:
+                output.draft_token_ids[sequence_id] = drafts[:num_drafts]
+                output.total_num_scheduled_tokens += num_drafts
+        self._drafts = {}
+
+    def _count_drafts(self, num_drafts: int, num_accepted: int) -> None:
+        stats = self._stats
+        stats.num_drafts += 1
+        stats.num_draft_tokens += num_drafts
+        stats.num_accepted_tokens += num_accepted
+        by_position = stats.num_accepted_tokens_per_pos
+        by_position += [0] * (num_drafts - len(by_position))
+        for position in range(num_accepted):
+            by_position[position] += 1
+
     def _collect(self, request: Request, step_output: StepOutput, outputs: list[EngineOutput]) -> None:
         """Take in the results of one sequence, whose computed tokens are already advanced."""
-        self._kv.commit(request)
         sequence_id = request.sequence_id
         if sequence_id in step_output.prompt_logprobs:
             self._gather_prompt_logprobs(request, step_output)
         if request.num_computed_tokens < request.num_tokens:
+            self._kv.commit(request)
             return
         error = step_output.errors.get(sequence_id)
         if error is not None:
             outputs.append(self._finish_failed(request, error))
             return
         if request.group.source.pooling is not None:
+            self._kv.commit(request)
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
             return
         new_token_ids: list[int] = []
@@ -364,6 +407,9 @@ class Scheduler:
             stop = request.stop_reason(self._max_total_tokens)
             if stop is not None:
                 break
+        # All but the last are accepted drafts, which are computed.
+        request.num_computed_tokens = request.num_tokens - 1
+        self._kv.commit(request)
         self._stats.num_generation_tokens += len(new_token_ids)
         output = EngineOutput(
             request.group.source.request_id, request.index, new_token_ids, num_cached_tokens=request.num_cached_tokens

@@ -18,7 +18,7 @@ class Batch:
     """Arrays by row.
 
     Fields:
-        token_ids: int32 [rows, max_model_len]: prompt and output.
+        token_ids: int32 [rows, max_model_len]: prompt and output; during a step its drafts behind them.
         num_tokens, num_prompt_tokens, num_computed_tokens: int32 [rows].
         block_tables: int32 [rows, blocks a sequence].
         temperatures, top_k, top_p, min_p, seeds: sampling, [rows]; temperature 0 is greedy.
@@ -79,9 +79,11 @@ class Batch:
         row = self.row_of[update.sequence_id]
         self.block_tables[row, update.start : update.start + len(update.block_ids)] = update.block_ids
 
-    def append(self, rows: np.ndarray, tokens: np.ndarray) -> None:
-        """Put one sampled token behind each of `rows`; a context that is full keeps none."""
-        ends = self.num_tokens[rows]
-        fits = ends < self.token_ids.shape[1]
-        self.token_ids[rows[fits], ends[fits]] = tokens[fits]
-        self.num_tokens[rows] = ends + 1
+    def put(self, rows: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> None:
+        """Set sampled tokens, which end their sequences; a context that is full keeps none.
+
+        A row may come several times, with ascending positions: int [L] each.
+        """
+        fits = positions < self.token_ids.shape[1]
+        self.token_ids[rows[fits], positions[fits]] = tokens[fits]
+        self.num_tokens[rows] = positions + 1

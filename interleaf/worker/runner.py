@@ -24,12 +24,35 @@ LOGITS_ROWS = 64
 
 @dataclass(slots=True)
 class _Layout:
-    """The sequences computed in a step: names, batch rows, tokens of each, and where each begins in T."""
+    """The sequences computed in a step: names, batch rows, tokens of each, and where each begins in T.
+
+    The last `num_drafts` of a sequence's tokens are drafts.
+    """
 
     sequence_ids: list[str]
     rows: np.ndarray
     counts: np.ndarray
     starts: np.ndarray
+    num_drafts: np.ndarray
+
+
+@dataclass(slots=True)
+class _Samples:
+    """What is sampled in a step, sequence by sequence: L tokens, of which those behind a wrong draft won't count.
+
+    Fields:
+        sequence_ids: whose token it is.
+        rows: int64: its batch row.
+        index: int32: the token of T whose logits it is sampled from.
+        positions: int32: its place in the sequence.
+        drafts: int32: what it was guessed to be; -1 behind the last draft.
+    """
+
+    sequence_ids: list[str]
+    rows: np.ndarray
+    index: np.ndarray
+    positions: np.ndarray
+    drafts: np.ndarray
 
 
 class Runner:
@@ -76,10 +99,13 @@ class Runner:
         layout = self._lay_out(scheduled)
         size = StepSize(int(layout.counts.sum()), len(layout.rows))
         self._body.run(size)
-        computed = self._batch.num_computed_tokens[layout.rows] + layout.counts
-        self._sample(layout, computed, forks, size, output)
+        computed = self._batch.num_computed_tokens[layout.rows] + layout.counts - layout.num_drafts
+        complete = (computed == self._batch.num_tokens[layout.rows]) & self._batch.samples[layout.rows]
+        self._sample(self._samples(layout, complete, forks), size, output)
         self._prompt_logprobs(layout, computed, size, output)
         output.pooled = self._pooler.pool(layout.sequence_ids, layout.rows, layout.starts, layout.counts, size)
+        # All tokens of a sequence that has sampled are computed, but for the last.
+        computed = np.where(complete, self._batch.num_tokens[layout.rows] - 1, computed)
         self._batch.num_computed_tokens[layout.rows] = computed
         return output
 
@@ -106,6 +132,8 @@ class Runner:
         sequence_ids = list(scheduled.num_scheduled_tokens)
         rows = np.fromiter((batch.row_of[name] for name in sequence_ids), np.int64, len(sequence_ids))
         counts = np.fromiter(scheduled.num_scheduled_tokens.values(), np.int32, len(sequence_ids))
+        num_drafts = self._put_drafts(scheduled, sequence_ids)
+        counts += num_drafts
         num_sequences, num_tokens = len(rows), int(counts.sum())
         inputs.query_start[1 : num_sequences + 1] = np.cumsum(counts)
         starts = inputs.query_start[:num_sequences].copy()
@@ -118,7 +146,18 @@ class Runner:
         inputs.token_ids[:num_tokens] = batch.token_ids[token_rows, positions]
         blocks, offsets = np.divmod(positions, self._block_size)
         inputs.slots[:num_tokens] = batch.block_tables[token_rows, blocks] * self._block_size + offsets
-        return _Layout(sequence_ids, rows, counts, starts)
+        return _Layout(sequence_ids, rows, counts, starts, num_drafts)
+
+    def _put_drafts(self, scheduled: SchedulerOutput, sequence_ids: list[str]) -> np.ndarray:
+        """Set each sequence's drafts behind its tokens; returns how many they are."""
+        batch, drafts = self._batch, scheduled.draft_token_ids
+        if not drafts:
+            return np.zeros(len(sequence_ids), np.int32)
+        for name, tokens in drafts.items():
+            row = batch.row_of[name]
+            end = batch.num_tokens[row]
+            batch.token_ids[row, end : end + len(tokens)] = tokens
+        return np.fromiter((len(drafts.get(name, ())) for name in sequence_ids), np.int32, len(sequence_ids))
 
     def _logits(self, index: np.ndarray, size: StepSize) -> Iterator[tuple[slice, np.ndarray]]:
         """Logits of the tokens in `index`, `LOGITS_ROWS` at a time; each is valid until the next."""
@@ -130,44 +169,79 @@ class Runner:
             assert logits is not None
             yield part, logits
 
-    def _again(self, index: np.ndarray, size: StepSize) -> np.ndarray:
-        """The logits of at most `LOGITS_ROWS` tokens of this step once more."""
+    def _again(self, index: np.ndarray, places: np.ndarray, size: StepSize) -> np.ndarray:
+        """The logits of `index[places]` once more, of at most `LOGITS_ROWS` tokens of this step."""
         [(_, logits)] = self._logits(index, size)
-        return logits
+        return logits if len(places) == len(logits) else logits[places]
 
-    def _sample(
-        self, layout: _Layout, computed: np.ndarray, forks: list[NewRequest], size: StepSize, output: StepOutput
-    ) -> None:
-        """Sample for every sequence whose tokens are all computed, and for its forks from the same logits."""
+    def _samples(self, layout: _Layout, complete: np.ndarray, forks: list[NewRequest]) -> _Samples:
+        """One token for every sequence that is `complete` (and its forks), and one behind each of its drafts."""
         batch = self._batch
-        complete = np.flatnonzero((computed == batch.num_tokens[layout.rows]) & batch.samples[layout.rows])
-        names = [layout.sequence_ids[i] for i in complete]
-        last_token = layout.starts + layout.counts - 1
-        index, rows = last_token[complete], layout.rows[complete]
+        last_token = layout.starts + layout.counts - layout.num_drafts - 1
+        places = np.flatnonzero(complete)
+        number: np.ndarray | int = 0
+        if layout.num_drafts.any():
+            counts = layout.num_drafts[places] + 1
+            number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            places = np.repeat(places, counts)
+        names = [layout.sequence_ids[i] for i in places]
+        index, rows = last_token[places] + number, layout.rows[places]
+        positions = batch.num_tokens[rows] + number
+        drafts = np.full(len(rows), -1, np.int32)
+        drafted = number < layout.num_drafts[places]
+        drafts[drafted] = batch.token_ids[rows[drafted], positions[drafted]]
         if forks:
             place_of = {name: last_token[i] for i, name in enumerate(layout.sequence_ids)}
+            fork_rows = np.array([batch.row_of[fork.sequence_id] for fork in forks])
             names += [fork.sequence_id for fork in forks]
             index = np.append(index, [place_of[fork.fork_of or ""] for fork in forks])
-            rows = np.append(rows, [batch.row_of[fork.sequence_id] for fork in forks])
-        for part, logits in self._logits(index, size):
-            tokens, entries = self._sampler.sample(logits, rows[part], partial(self._again, index[part], size))
-            batch.append(rows[part], tokens)
-            for name, token in zip(names[part], tokens.tolist(), strict=True):
-                output.sampled_token_ids[name] = [token]
-            for name, entry in zip(names[part], entries, strict=False):
-                if entry is not None:
-                    output.logprobs[name] = [entry]
-        if self._sampler.failures:
-            failures = self._sampler.failures
-            output.errors = {
-                name: failures[row] for name, row in zip(names, rows.tolist(), strict=True) if row in failures
-            }
+            rows = np.append(rows, fork_rows)
+            positions = np.append(positions, batch.num_tokens[fork_rows])
+            drafts = np.append(drafts, np.full(len(forks), -1))
+        return _Samples(names, rows, index, positions.astype(np.int32), drafts)
+
+    def _sample(self, samples: _Samples, size: StepSize, output: StepOutput) -> None:
+        """Sample each sequence's tokens up to the first that its draft has not guessed.
+
+        All at once, but where logits depend on the tokens before them: there one token of each sequence at a time.
+        """
+        rows, positions = samples.rows, samples.positions
+        ended: set[int] = set()
+        one_by_one = self._sampler.follows_tokens
+        for part, logits in self._logits(samples.index, size):
+            left = np.arange(part.start, part.stop)
+            while len(left):
+                taken = left
+                if one_by_one:
+                    taken = left[np.sort(np.unique(rows[left], return_index=True)[1])]
+                places = taken - part.start
+                tokens, entries = self._sampler.sample(
+                    logits if len(taken) == len(logits) else logits[places],
+                    rows[taken],
+                    positions[taken],
+                    partial(self._again, samples.index[part], places, size),
+                )
+                kept = _kept(samples, taken, tokens, ended)
+                self._batch.put(rows[taken[kept]], positions[taken[kept]], tokens[kept])
+                for i in kept:
+                    name = samples.sequence_ids[taken[i]]
+                    output.sampled_token_ids.setdefault(name, []).append(int(tokens[i]))
+                    if entries and (entry := entries[i]) is not None:
+                        output.logprobs.setdefault(name, []).append(entry)
+                if len(taken) == len(left):
+                    break
+                left = np.array([i for i in np.setdiff1d(left, taken) if int(rows[i]) not in ended], np.int64)
+        failures = self._sampler.failures
+        if failures:
+            names = zip(samples.sequence_ids, rows.tolist(), strict=True)
+            output.errors = {name: failures[row] for name, row in names if row in failures}
 
     def _prompt_logprobs(self, layout: _Layout, computed: np.ndarray, size: StepSize, output: StepOutput) -> None:
         """The logits of prompt token p - 1 tell the logprob of prompt token p."""
         batch = self._batch
         for i in np.flatnonzero(batch.num_prompt_logprobs[layout.rows] != NO_LOGPROBS).tolist():
-            row, before = int(layout.rows[i]), int(computed[i] - layout.counts[i])
+            row = int(layout.rows[i])
+            before = int(batch.num_computed_tokens[row])
             first = max(before + 1, int(batch.num_prompt_logprobs_done[row]), 1)
             last = min(int(computed[i]), int(batch.num_prompt_tokens[row]) - 1)
             positions = np.arange(first, last + 1)
@@ -178,6 +252,18 @@ class Runner:
                 entries += self._sampler.logprobs(logits, np.arange(len(logits)), tokens[part], counts[part])
             if entries:
                 output.prompt_logprobs[layout.sequence_ids[i]] = (first, entries)
+
+
+def _kept(samples: _Samples, taken: np.ndarray, tokens: np.ndarray, ended: set[int]) -> list[int]:
+    """Which of the tokens sampled at `taken` count; adds to `ended` the rows whose drafts end, or are wrong."""
+    kept = []
+    for i, (place, token) in enumerate(zip(taken.tolist(), tokens.tolist(), strict=True)):
+        row = int(samples.rows[place])
+        if row not in ended:
+            kept.append(i)
+            if token != samples.drafts[place]:
+                ended.add(row)
+    return kept
 
 
 def _new_inputs(max_tokens: int, max_sequences: int, block_tables: np.ndarray) -> ModelInput:

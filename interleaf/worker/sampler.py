@@ -42,14 +42,20 @@ class Sampler:
         """By batch row: why its sequence cannot go on; a token that was sampled for it means nothing."""
         return self._chain.failures
 
+    @property
+    def follows_tokens(self) -> bool:
+        """Whether what is done to a row's logits may depend on the tokens sampled for it before."""
+        return self._chain.active
+
     def sample(
-        self, logits: np.ndarray, rows: np.ndarray, again: Callable[[], np.ndarray]
+        self, logits: np.ndarray, rows: np.ndarray, positions: np.ndarray, again: Callable[[], np.ndarray]
     ) -> tuple[np.ndarray, list[TokenLogprobs | None]]:
         """The next token of each row, and its logprobs where they are wanted.
 
         Args:
             logits: float32 [L, V], which may be changed.
-            rows: int [L]: the batch row of each.
+            rows: int [L]: the batch row of each; none comes twice where `follows_tokens`.
+            positions: int32 [L]: of the tokens that are sampled.
             again: computes the same logits once more.
 
         Returns:
@@ -71,7 +77,7 @@ class Sampler:
                 top_p=batch.top_p[rows],
                 min_p=batch.min_p[rows],
                 seeds=batch.seeds[rows],
-                positions=batch.num_tokens[rows],
+                positions=positions,
             ),
         )
         if active:

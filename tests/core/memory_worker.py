@@ -55,20 +55,27 @@ class Held:
 
 
 class MemoryWorker:
-    def __init__(self, num_blocks: int, block_size: int, vocab_size: int = 50) -> None:
+    """
+    Args:
+        max_drafts: proposed for each sequence in a step; some are right, some wrong.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, vocab_size: int = 50, max_drafts: int = 0) -> None:
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.slots: list[int | None] = [None] * (num_blocks * block_size)
         self.sequences: dict[str, Held] = {}
         self.salts: dict[str, str] = {}
         self.num_copies = 0
+        self.max_drafts = max_drafts
 
     def execute(self, output: SchedulerOutput) -> StepOutput:
         for sequence_id in output.removed_sequence_ids:
             del self.sequences[sequence_id]
         for new in output.new_requests:
             self._hold(new)
-        assert len({update.sequence_id for update in output.block_table_updates}) == len(output.block_table_updates)
+        starts = {(update.sequence_id, update.start) for update in output.block_table_updates}
+        assert len(starts) == len(output.block_table_updates)
         for update in output.block_table_updates:
             held = self.sequences[update.sequence_id]
             assert update.start <= len(held.table) and update.block_ids
@@ -101,12 +108,17 @@ class MemoryWorker:
         for sequence_id, num_tokens in output.num_scheduled_tokens.items():
             held = self.sequences[sequence_id]
             assert 0 < num_tokens <= len(held.tokens) - held.num_computed
+            drafts = output.draft_token_ids.get(sequence_id, [])
+            if sequence_id in output.draft_token_ids:
+                assert drafts and num_tokens == len(held.tokens) - held.num_computed
+            num_tokens += len(drafts)
             first, last = held.num_computed // self.block_size, (held.num_computed + num_tokens - 1) // self.block_size
             assert len(held.table) == last + 1, "blocks are taken on demand"
             for block_id in held.table[first:]:
                 others = [other for other in holders[block_id] if other != sequence_id]
                 assert all(forked.get(other) == sequence_id for other in others), "a written block is shared"
-        assert output.total_num_scheduled_tokens == sum(output.num_scheduled_tokens.values())
+        num_drafts = sum(len(drafts) for drafts in output.draft_token_ids.values())
+        assert output.total_num_scheduled_tokens == sum(output.num_scheduled_tokens.values()) + num_drafts
 
     def _compute(self, output: SchedulerOutput) -> StepOutput:
         scheduled = {sequence_id: self.sequences[sequence_id] for sequence_id in output.num_scheduled_tokens}
@@ -125,8 +137,31 @@ class MemoryWorker:
             if held.num_computed == len(held.tokens) and held.new.pooling is not None:
                 step.pooled[held.new.sequence_id] = [float(len(held.tokens))]
             elif held.num_computed == len(held.tokens):
-                self._sample(held, step)
+                self._verify(held, output.draft_token_ids.get(held.new.sequence_id, []), step)
+                self._propose(held, step)
         return step
+
+    def _verify(self, held: Held, drafts: list[int], step: StepOutput) -> None:
+        """Write what drafts would, then sample behind each until one is wrong."""
+        tags = tags_of(held.tokens + drafts, self.salts.get(held.new.sequence_id.split(".")[0]))
+        for position in range(held.num_computed, len(tags)):
+            self.slots[self._slot(held, position)] = tags[position]
+        for draft in [*drafts, None]:
+            self._sample(held, step)
+            if held.tokens[-1] != draft:
+                break
+            held.num_computed += 1
+        del held.table[-(-len(held.tokens) // self.block_size) :]
+
+    def _propose(self, held: Held, step: StepOutput) -> None:
+        """What will be sampled, but every third token is wrong."""
+        tag = held.tags[-1]
+        drafts = []
+        for _ in range(hash((tag, 1)) % (self.max_drafts + 1)):
+            drafts.append((sample(tag, held.new.seed, self.vocab_size) + (hash(tag) % 3 == 0)) % self.vocab_size)
+            tag = hash((tag, drafts[-1]))
+        if drafts:
+            step.draft_token_ids[held.new.sequence_id] = drafts
 
     def _slot(self, held: Held, position: int) -> int:
         return held.table[position // self.block_size] * self.block_size + position % self.block_size
@@ -153,6 +188,6 @@ class MemoryWorker:
         token_id = sample(tag, held.new.seed, self.vocab_size)
         held.tokens.append(token_id)
         held.tags.append(hash((tag, token_id)))
-        step.sampled_token_ids[held.new.sequence_id] = [token_id]
+        step.sampled_token_ids.setdefault(held.new.sequence_id, []).append(token_id)
         if held.new.params.logprobs is not None:
-            step.logprobs[held.new.sequence_id] = [TokenLogprobs([token_id], [-1.0], 1)]
+            step.logprobs.setdefault(held.new.sequence_id, []).append(TokenLogprobs([token_id], [-1.0], 1))

@@ -59,18 +59,20 @@ class Traffic(RuleBasedStateMachine):
         chunked=st.booleans(),
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
+        max_drafts=st.sampled_from([0, 0, 1, 6]),
     )
-    def start(self, num_blocks, max_num_seqs, budget, threshold, chunked, caching, policy):
+    def start(self, num_blocks, max_num_seqs, budget, threshold, chunked, caching, policy, max_drafts):
         budget = budget if chunked else MAX_MODEL_LEN
         self.scheduler_config = SchedulerConfig(max_num_seqs, budget, MAX_MODEL_LEN, chunked, threshold, policy)
         self.cache_config = CacheConfig(BLOCK_SIZE, num_blocks, caching)
         self.max_total = min(MAX_MODEL_LEN, self.cache_config.num_slots + 1)
         self.clients: dict[str, Client] = {}
+        self.max_drafts = max_drafts
         self.boot()
 
     def boot(self):
         self.scheduler = Scheduler(self.scheduler_config, self.cache_config)
-        self.worker = MemoryWorker(self.cache_config.num_blocks, BLOCK_SIZE, VOCAB_SIZE)
+        self.worker = MemoryWorker(self.cache_config.num_blocks, BLOCK_SIZE, VOCAB_SIZE, self.max_drafts)
         self.worker.salts = {i: client.source.cache_salt for i, client in self.clients.items()}
 
     @rule(
@@ -216,10 +218,11 @@ TestTraffic.settings = settings(
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_traffic_is_deterministic(policy):
+@pytest.mark.parametrize("max_drafts", [0, 4])
+def test_traffic_is_deterministic(policy, max_drafts):
     def run():
         scheduler = Scheduler(SchedulerConfig(4, 16, 64, True, 0, policy), CacheConfig(BLOCK_SIZE, 9, True))
-        worker = MemoryWorker(9, BLOCK_SIZE, VOCAB_SIZE)
+        worker = MemoryWorker(9, BLOCK_SIZE, VOCAB_SIZE, max_drafts)
         for number in range(12):
             params = SamplingParams(n=1 + number % 3, seed=number, max_tokens=10)
             prompt = PREFIXES[number % 4] + [number]
@@ -233,4 +236,5 @@ def test_traffic_is_deterministic(policy):
 
     trace, stats = run()
     assert stats.num_preemptions > 0 and stats.prefix_cache_hits > 0
+    assert bool(stats.num_accepted_tokens) == bool(max_drafts)
     assert (trace, stats) == run()
