@@ -1,4 +1,4 @@
-"""Speculated text is unspeculated text, bit for bit: drafts are put into the engine's hands, right ones and wrong ones."""
+"""Speculated text is unspeculated text, bit for bit. The drafts are put in from outside, right ones and wrong ones."""
 
 from __future__ import annotations
 
