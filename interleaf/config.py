@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from interleaf import families
 from interleaf.errors import ConfigError, CorruptCheckpointError, InsufficientMemoryError, UnsupportedModelError
+from interleaf.speculative_config import SpeculativeConfig, parse_speculative_config
 
 BUILTIN_MODEL = "smollm2-135m-instruct"
 """The model used when none is named; see `interleaf.loader.builtin`."""
@@ -80,6 +81,7 @@ class EngineArgs:
         max_logprobs: most logprobs a request may ask for; -1 is the whole vocabulary.
         seed: of the noise of requests that bring no seed.
         threads: of the native library; None is every core the process may use.
+        speculative_config: how to speculate, as `interleaf.speculative_config.SpeculativeConfig` in JSON.
         logits_processors: custom logits processors: classes, or "module:Class" of what can be imported.
         trust_remote_code: accepted for compatibility; code from checkpoints is never run.
     """
@@ -103,6 +105,7 @@ class EngineArgs:
     revision: str | None = None
     chat_template: str | None = None
     logits_processors: Sequence[Any] = ()
+    speculative_config: dict[str, Any] | str | None = None
     trust_remote_code: bool = False
 
 
@@ -180,6 +183,8 @@ class EngineConfig:
     seed: int
     max_logprobs: int
     quantization: str | None = None
+    speculative: SpeculativeConfig | None = None
+    draft_model: ModelConfig | None = None
 
 
 def resolve(
@@ -188,13 +193,15 @@ def resolve(
     hf_config: Mapping[str, Any],
     weight_bytes: int,
     free_memory_bytes: int,
+    draft_hf_config: Mapping[str, Any] | None = None,
 ) -> EngineConfig:
     """Turn flags and checkpoint facts into the engine's configuration.
 
     Args:
         hf_config: the checkpoint's config.json.
-        weight_bytes: memory that the weights will take.
+        weight_bytes: memory that the weights will take, a draft model's included.
         free_memory_bytes: memory that the process may still take, before the weights are loaded.
+        draft_hf_config: a draft model's config.json.
 
     Raises:
         ConfigError: a flag has a value that cannot work.
@@ -203,8 +210,13 @@ def resolve(
     dtype = resolve_dtype(args.dtype)
     _check_limits(args)
     model = parse_model_config(hf_config)
+    speculative = parse_speculative_config(args.speculative_config)
+    if speculative is not None:
+        speculative = replace(speculative, quantization=draft_quantization(args))
+    draft_model = None if draft_hf_config is None else _draft_model(draft_hf_config, model)
     max_model_len = _max_model_len(args, model)
-    num_blocks = _num_blocks(args, model, dtype, max_model_len, free_memory_bytes - weight_bytes)
+    token_bytes = kv_bytes_per_token(model, dtype) + (kv_bytes_per_token(draft_model, dtype) if draft_model else 0)
+    num_blocks = _num_blocks(args, token_bytes, max_model_len, free_memory_bytes - weight_bytes)
     max_model_len = _fit_context(args, max_model_len, num_blocks)
     if not args.enable_chunked_prefill and args.max_num_batched_tokens < max_model_len:
         raise ConfigError(
@@ -228,7 +240,19 @@ def resolve(
         threads=args.threads or usable_cores(),
         seed=args.seed if args.seed is not None else int.from_bytes(os.urandom(7), "little"),
         max_logprobs=args.max_logprobs,
+        speculative=speculative,
+        draft_model=draft_model,
     )
+
+
+def _draft_model(hf_config: Mapping[str, Any], model: ModelConfig) -> ModelConfig:
+    draft = parse_model_config(hf_config)
+    if draft.vocab_size != model.vocab_size:
+        raise ConfigError(
+            f"speculative_config: model has a vocabulary of {draft.vocab_size} tokens, and the model itself one of "
+            f"{model.vocab_size}: a draft model must have the same."
+        )
+    return draft
 
 
 def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
@@ -240,11 +264,24 @@ def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
     return 2 * model.num_layers * model.num_kv_heads * padded_head * DTYPE_BYTES[dtype]
 
 
-def weight_memory(args: EngineArgs, stored_bytes: Callable[..., int]) -> int:
+def weight_memory(dtype: str, quantization: str | None, stored_bytes: Callable[..., int]) -> int:
     """Bytes that the weights will take; `stored_bytes(dtype, dequantize)` is `Checkpoint.weight_bytes`."""
-    if args.quantization in QUANTIZED_SHARE:
-        return int(stored_bytes("bfloat16", dequantize=True) * QUANTIZED_SHARE[args.quantization])
-    return stored_bytes(resolve_dtype(args.dtype), dequantize=args.quantization != "gguf")
+    if quantization in QUANTIZED_SHARE:
+        return int(stored_bytes("bfloat16", dequantize=True) * QUANTIZED_SHARE[quantization])
+    return stored_bytes(resolve_dtype(dtype), dequantize=quantization != "gguf")
+
+
+def draft_quantization(args: EngineArgs) -> str | None:
+    """Of a draft model's weights: as the model's, unless its own is named.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    speculative = parse_speculative_config(args.speculative_config)
+    named = None if speculative is None else speculative.quantization
+    if named is not None and named not in QUANTIZATIONS:
+        raise ConfigError(f"speculative_config: quantization must be {', '.join(QUANTIZATIONS)}, not {named!r:.60}.")
+    return named or args.quantization
 
 
 def usable_cores() -> int:
@@ -412,8 +449,8 @@ def _max_model_len(args: EngineArgs, model: ModelConfig) -> int:
     return args.max_model_len
 
 
-def _num_blocks(args: EngineArgs, model: ModelConfig, dtype: str, max_model_len: int, free_bytes: int) -> int:
-    block_bytes = kv_bytes_per_token(model, dtype) * args.block_size
+def _num_blocks(args: EngineArgs, token_bytes: int, max_model_len: int, free_bytes: int) -> int:
+    block_bytes = token_bytes * args.block_size
     if free_bytes <= 0:
         raise InsufficientMemoryError(
             "The model's weights alone need more memory than is free: free some or choose a smaller model."

@@ -61,7 +61,8 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     `num_computed_tokens` is already the prompt's length, and it samples from the logits of its
     parent's last token. Logprobs of the prompt positions 1 to `num_prompt_logprobs_done` are not
     wanted (again). With `pooling` it samples nothing: its hidden states are pooled, for which "mean"
-    needs all of them, so that its `num_computed_tokens` is 0.
+    needs all of them, so that its `num_computed_tokens` is 0. With a `cache_salt` nothing of it may be
+    used for sequences of others.
     """
 
     sequence_id: str
@@ -76,6 +77,7 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     num_prompt_logprobs_done: int = 0
     fork_of: str | None = None
     pooling: Pooling | None = None
+    cache_salt: str | None = None
 
     @property
     def prompt_token_ids(self) -> list[int]:

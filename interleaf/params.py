@@ -165,6 +165,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
         allowed_token_ids: only these may be sampled.
         bad_words: texts that must not be generated.
         truncate_prompt_tokens: keep only the last this many prompt tokens; -1 is as many as fit.
+        speculative: False computes this request without drafts, where the engine makes them; the text is the same.
         extra_args: free-form, for plug-ins.
         structured_outputs: what the text must look like.
         guided_decoding: the same under the name that it had in older releases of vLLM; moved to
@@ -200,6 +201,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
     bad_words: list[str] | None = None
     truncate_prompt_tokens: int | None = None
     extra_args: dict[str, Any] | None = None
+    speculative: bool | None = None
     structured_outputs: StructuredOutputsParams | None = None
     guided_decoding: StructuredOutputsParams | None = None
     thinking_token_budget: int | None = None
@@ -302,6 +304,8 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(f"{name} must be true or false.", name)
+        if self.speculative is not None and not isinstance(self.speculative, bool):
+            raise ParameterError("speculative must be true or false.", "speculative")
         if not isinstance(self.output_kind, RequestOutputKind):
             raise ParameterError("output_kind must be a RequestOutputKind.", "output_kind")
 

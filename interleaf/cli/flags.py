@@ -45,6 +45,17 @@ def logit_bias(text: str) -> dict[str, float]:
     return parsed
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """The object of '{"method": "ngram"}'; whoever it is for checks what is in it."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is no JSON object such as {{"method": "ngram"}}')
+    return parsed
+
+
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of EngineArgs but `seed`, whose meaning differs between subcommands."""
     group = parser.add_argument_group("engine", argument_default=argparse.SUPPRESS)
@@ -66,6 +77,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--scheduling-policy", choices=["fcfs", "priority"], help="which request runs first")
     add("--max-logprobs", type=int, help="most logprobs that may be asked for; -1 is the whole vocabulary")
     add("--logits-processors", nargs="+", metavar="MODULE:CLASS", help="custom logits processors to import")
+    add("--speculative-config", type=json_object, metavar="JSON", help='drafts, such as {"method": "ngram"}')
     add("--threads", type=int, help="of computation (default: every core)")
 
 
@@ -122,6 +134,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, default_max_tokens: int)
     add("--allowed-token-ids", type=token_ids, metavar="IDS", help="sample only these tokens")
     add("--bad-words", action="append", metavar="TEXT", help="never write this text (may be repeated)")
     add("--truncate-prompt-tokens", type=int, metavar="K", help="keep only the last K tokens of a prompt")
+    add("--speculative", action=argparse.BooleanOptionalAction, help="with --no-: not for these prompts")
     add("--skip-special-tokens", action=argparse.BooleanOptionalAction, help="leave special tokens out")
     add("--spaces-between-special-tokens", action=argparse.BooleanOptionalAction, help="where they are kept")
 

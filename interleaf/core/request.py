@@ -173,6 +173,7 @@ class Request:
             num_prompt_logprobs_done=self.num_prompt_logprobs_done,
             fork_of=fork_of,
             pooling=source.pooling,
+            cache_salt=source.cache_salt,
         )
 
 

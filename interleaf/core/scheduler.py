@@ -124,13 +124,11 @@ class Scheduler:
             request = sequences.get(sequence_id)
             if request is not None:
                 request.num_computed_tokens += num_tokens
-                self._collect(request, step_output, outputs)
-                if sequence_id in scheduler_output.draft_token_ids:
+                num_drafts = len(scheduler_output.draft_token_ids.get(sequence_id, ()))
+                self._collect(request, step_output, outputs, num_drafts)
+                if num_drafts:
                     self._kv.trim(request)
-                    self._count_drafts(
-                        len(scheduler_output.draft_token_ids[sequence_id]),
-                        len(step_output.sampled_token_ids[sequence_id]) - 1,
-                    )
+                    self._count_drafts(num_drafts, len(step_output.sampled_token_ids[sequence_id]) - 1)
         for new in scheduler_output.new_requests:
             if new.fork_of is not None and new.sequence_id in sequences:
                 self._collect(sequences[new.sequence_id], step_output, outputs)
@@ -383,20 +381,21 @@ class Scheduler:
         for position in range(num_accepted):
             by_position[position] += 1
 
-    def _collect(self, request: Request, step_output: StepOutput, outputs: list[EngineOutput]) -> None:
+    def _collect(
+        self, request: Request, step_output: StepOutput, outputs: list[EngineOutput], num_drafts: int = 0
+    ) -> None:
         """Take in the results of one sequence, whose computed tokens are already advanced."""
+        self._kv.commit(request)
         sequence_id = request.sequence_id
         if sequence_id in step_output.prompt_logprobs:
             self._gather_prompt_logprobs(request, step_output)
         if request.num_computed_tokens < request.num_tokens:
-            self._kv.commit(request)
             return
         error = step_output.errors.get(sequence_id)
         if error is not None:
             outputs.append(self._finish_failed(request, error))
             return
         if request.group.source.pooling is not None:
-            self._kv.commit(request)
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
             return
         new_token_ids: list[int] = []
@@ -407,9 +406,10 @@ class Scheduler:
             stop = request.stop_reason(self._max_total_tokens)
             if stop is not None:
                 break
-        # All but the last are accepted drafts, which are computed.
-        request.num_computed_tokens = request.num_tokens - 1
-        self._kv.commit(request)
+        if num_drafts and len(new_token_ids) > 1:
+            # All but the last are accepted drafts, which are computed.
+            request.num_computed_tokens += min(num_drafts, len(new_token_ids) - 1)
+            self._kv.commit(request)
         self._stats.num_generation_tokens += len(new_token_ids)
         output = EngineOutput(
             request.group.source.request_id, request.index, new_token_ids, num_cached_tokens=request.num_cached_tokens

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import logging
 
-from interleaf.config import EngineArgs, EngineConfig, free_memory, resolve, weight_memory
+from interleaf.config import EngineArgs, EngineConfig, draft_quantization, free_memory, resolve, weight_memory
 from interleaf.engine.core import EngineCore, StepTimes
 from interleaf.errors import EngineDeadError, InterleafError
-from interleaf.loader.checkpoint import Checkpoint
+from interleaf.loader.checkpoint import Checkpoint, open_checkpoint
 from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats
 from interleaf.models.registry import check_architecture
+from interleaf.speculative_config import parse_speculative_config
 from interleaf.worker.logits.custom import load_custom
 from interleaf.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_config(args: EngineArgs, checkpoint: Checkpoint) -> EngineConfig:
-    """The configuration of an engine that is about to load a checkpoint.
+def open_draft(args: EngineArgs) -> Checkpoint | None:
+    """The draft model that the flags name, if they do.
+
+    Raises:
+        ConfigError, CheckpointError: it cannot be used.
+    """
+    speculative = parse_speculative_config(args.speculative_config)
+    if speculative is None or speculative.model is None:
+        return None
+    return open_checkpoint(speculative.model, speculative.revision)
+
+
+def resolve_config(args: EngineArgs, checkpoint: Checkpoint, draft: Checkpoint | None = None) -> EngineConfig:
+    """The configuration of an engine that is about to load a checkpoint, and a draft model's.
 
     Raises:
         ConfigError, CheckpointError, InsufficientMemoryError: it cannot start.
     """
-    weight_bytes = weight_memory(args, checkpoint.weight_bytes)
-    config = resolve(args, checkpoint.name, checkpoint.hf_config, weight_bytes, free_memory())
-    check_architecture(config.model.architecture)
+    weight_bytes = weight_memory(args.dtype, args.quantization, checkpoint.weight_bytes)
+    if draft is not None:
+        weight_bytes += weight_memory(args.dtype, draft_quantization(args), draft.weight_bytes)
+    draft_hf_config = None if draft is None else draft.hf_config
+    config = resolve(args, checkpoint.name, checkpoint.hf_config, weight_bytes, free_memory(), draft_hf_config)
+    for model in (config.model, config.draft_model):
+        if model is not None:
+            check_architecture(model.architecture)
     return config
 
 
@@ -36,10 +54,15 @@ class InProcessClient:
     """
 
     def __init__(self, args: EngineArgs, checkpoint: Checkpoint) -> None:
-        self.config = resolve_config(args, checkpoint)
-        self._core: EngineCore | None = EngineCore(
-            self.config, Worker(self.config, checkpoint.tensors, load_custom(args.logits_processors))
+        draft = open_draft(args)
+        self.config = resolve_config(args, checkpoint, draft)
+        worker = Worker(
+            self.config,
+            checkpoint.tensors,
+            load_custom(args.logits_processors),
+            {} if draft is None else draft.tensors,
         )
+        self._core: EngineCore | None = EngineCore(self.config, worker)
 
     @property
     def core(self) -> EngineCore:

@@ -245,17 +245,18 @@ def load(start: wire.EngineStart) -> Loaded:
         ConfigError, CheckpointError, InsufficientMemoryError: it cannot be used.
     """
     # Imported once the port is there, so that a parent that dies meanwhile is noticed.
-    from interleaf.engine.client import resolve_config
+    from interleaf.engine.client import open_draft, resolve_config
     from interleaf.loader.checkpoint import open_checkpoint
     from interleaf.worker.logits.custom import load_custom
     from interleaf.worker.worker import Worker
 
     checkpoint = open_checkpoint(start.args.model, start.args.revision)
-    config = resolve_config(start.args, checkpoint)
+    draft = open_draft(start.args)
+    config = resolve_config(start.args, checkpoint, draft)
     logits_processors = load_custom(start.args.logits_processors)
 
     def make_executor() -> Executor:
-        return Worker(config, checkpoint.tensors, logits_processors)
+        return Worker(config, checkpoint.tensors, logits_processors, {} if draft is None else draft.tensors)
 
     return Ready(config), EngineCore(config, make_executor()), make_executor
 

@@ -8,6 +8,7 @@ large as the widest moment of the pass.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 from collections.abc import Callable, Sequence
@@ -221,6 +222,13 @@ class CpuOps:
         self._weights = WeightStore()
         self._arena = Arena()
         self.program = _native.Program()
+
+    def for_another_model(self, quantization: str | None) -> CpuOps:
+        """Ops on the same threads and memory, for a model whose weights are quantized differently."""
+        other = copy.copy(self)
+        other._quantization = quantization
+        other.kernel_nanoseconds = 0
+        return other
 
     # Weights and caches
 

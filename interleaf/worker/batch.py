@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from interleaf.messages import BlockTableUpdate, NewRequest
+from interleaf.ops import SamplingInput
 
 NO_LOGPROBS = -2
 """In `num_logprobs`: none are wanted. -1 is the whole vocabulary."""
@@ -78,6 +79,17 @@ class Batch:
     def update_block_table(self, update: BlockTableUpdate) -> None:
         row = self.row_of[update.sequence_id]
         self.block_tables[row, update.start : update.start + len(update.block_ids)] = update.block_ids
+
+    def sampling(self, rows: np.ndarray, positions: np.ndarray) -> SamplingInput:
+        """How to pick the tokens at `positions` (int32 [L]) of `rows`."""
+        return SamplingInput(
+            temperatures=self.temperatures[rows],
+            top_k=self.top_k[rows],
+            top_p=self.top_p[rows],
+            min_p=self.min_p[rows],
+            seeds=self.seeds[rows],
+            positions=positions,
+        )
 
     def put(self, rows: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> None:
         """Set sampled tokens, which end their sequences; a context that is full keeps none.

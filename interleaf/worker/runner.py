@@ -13,13 +13,13 @@ from interleaf.config import EngineConfig
 from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import NewRequest, SchedulerOutput, StepOutput, TokenLogprobs
 from interleaf.models.registry import CausalModel
-from interleaf.ops import Array, LayerCache, ModelInput, Ops, StepSize
+from interleaf.ops import Array, LayerCache, Ops, StepSize
 from interleaf.worker.batch import NO_LOGPROBS, Batch
+from interleaf.worker.model_input import LOGITS_ROWS, lay_out, new_inputs
 from interleaf.worker.pooler import Pooler
 from interleaf.worker.sampler import Sampler
-
-LOGITS_ROWS = 64
-"""Logits are made for this many tokens at a time, which bounds their memory whatever the vocabulary."""
+from interleaf.worker.spec_decode.proposer import StepView
+from interleaf.worker.spec_decode.speculator import Speculator
 
 
 @dataclass(slots=True)
@@ -60,6 +60,7 @@ class Runner:
 
     Args:
         logits_processors: custom ones, beside those that are built in.
+        speculator: makes drafts; None where there are none.
     """
 
     def __init__(
@@ -69,14 +70,18 @@ class Runner:
         model: CausalModel,
         caches: Sequence[LayerCache],
         logits_processors: Sequence[type[LogitsProcessor[Any]]] = (),
+        speculator: Speculator | None = None,
     ) -> None:
         scheduler = config.scheduler
         self._ops = ops
         self._caches = caches
         self._block_size = config.cache.block_size
         self._batch = Batch(scheduler.max_num_seqs, scheduler.max_model_len, config.cache.block_size)
-        self._sampler = Sampler(config, ops, self._batch, logits_processors)
-        inputs = _new_inputs(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, self._batch.block_tables)
+        self._speculator = speculator
+        self._sampler = Sampler(
+            config, ops, self._batch, logits_processors, None if speculator is None else speculator.distributions
+        )
+        inputs = new_inputs(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, self._batch.block_tables)
         residual: list[Array] = []
 
         def body() -> Array:
@@ -104,9 +109,13 @@ class Runner:
         self._sample(self._samples(layout, complete, forks), size, output)
         self._prompt_logprobs(layout, computed, size, output)
         output.pooled = self._pooler.pool(layout.sequence_ids, layout.rows, layout.starts, layout.counts, size)
+        starts = self._batch.num_computed_tokens[layout.rows]
         # All tokens of a sequence that has sampled are computed, but for the last.
         computed = np.where(complete, self._batch.num_tokens[layout.rows] - 1, computed)
         self._batch.num_computed_tokens[layout.rows] = computed
+        if self._speculator is not None:
+            step = StepView(self._batch, layout.rows, starts, scheduled.block_copies, size)
+            output.draft_token_ids = self._speculator.propose(step, scheduled, output)
         return output
 
     def _apply(self, scheduled: SchedulerOutput) -> list[NewRequest]:
@@ -116,10 +125,14 @@ class Runner:
             if row is not None:
                 self._sampler.remove(row)
                 self._pooler.remove(row)
+                if self._speculator is not None:
+                    self._speculator.remove(row)
         for request in scheduled.new_requests:
             row = self._batch.add(request)
             self._sampler.add(row, request)
             self._pooler.add(row, request)
+            if self._speculator is not None:
+                self._speculator.add(row, request)
         for update in scheduled.block_table_updates:
             self._batch.update_block_table(update)
         if scheduled.block_copies:
@@ -134,18 +147,9 @@ class Runner:
         counts = np.fromiter(scheduled.num_scheduled_tokens.values(), np.int32, len(sequence_ids))
         num_drafts = self._put_drafts(scheduled, sequence_ids)
         counts += num_drafts
-        num_sequences, num_tokens = len(rows), int(counts.sum())
-        inputs.query_start[1 : num_sequences + 1] = np.cumsum(counts)
-        starts = inputs.query_start[:num_sequences].copy()
-        computed = batch.num_computed_tokens[rows]
-        inputs.context_lengths[:num_sequences] = computed + counts
-        inputs.sequence_rows[:num_sequences] = rows
-        token_rows = np.repeat(rows, counts)
-        positions = np.arange(num_tokens, dtype=np.int32) + np.repeat(computed - starts, counts)
-        inputs.positions[:num_tokens] = positions
-        inputs.token_ids[:num_tokens] = batch.token_ids[token_rows, positions]
-        blocks, offsets = np.divmod(positions, self._block_size)
-        inputs.slots[:num_tokens] = batch.block_tables[token_rows, blocks] * self._block_size + offsets
+        token_rows, positions = lay_out(inputs, self._block_size, rows, batch.num_computed_tokens[rows], counts)
+        inputs.token_ids[: len(positions)] = batch.token_ids[token_rows, positions]
+        starts = inputs.query_start[: len(rows)].copy()
         return _Layout(sequence_ids, rows, counts, starts, num_drafts)
 
     def _put_drafts(self, scheduled: SchedulerOutput, sequence_ids: list[str]) -> np.ndarray:
@@ -264,16 +268,3 @@ def _kept(samples: _Samples, taken: np.ndarray, tokens: np.ndarray, ended: set[i
             if token != samples.drafts[place]:
                 ended.add(row)
     return kept
-
-
-def _new_inputs(max_tokens: int, max_sequences: int, block_tables: np.ndarray) -> ModelInput:
-    return ModelInput(
-        token_ids=np.zeros(max_tokens, np.int32),
-        positions=np.zeros(max_tokens, np.int32),
-        slots=np.zeros(max_tokens, np.int32),
-        query_start=np.zeros(max_sequences + 1, np.int32),
-        context_lengths=np.zeros(max_sequences, np.int32),
-        sequence_rows=np.zeros(max_sequences, np.int32),
-        block_tables=block_tables,
-        logits_index=np.zeros(LOGITS_ROWS, np.int32),
-    )

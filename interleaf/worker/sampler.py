@@ -13,23 +13,31 @@ import numpy as np
 from interleaf.config import EngineConfig
 from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import NewRequest, TokenLogprobs
-from interleaf.ops import LogprobsOutput, Ops, SamplingInput
+from interleaf.ops import LogprobsOutput, Ops
 from interleaf.worker.batch import NO_LOGPROBS, Batch
 from interleaf.worker.logits.chain import LogitsChain
+from interleaf.worker.spec_decode.rejection import DraftDistributions
 
 
 class Sampler:
     """
     Args:
         custom: logits processors beside the built-in ones.
+        drafts: what drafts were sampled from, where rejection sampling is to judge them.
     """
 
     def __init__(
-        self, config: EngineConfig, ops: Ops, batch: Batch, custom: Sequence[type[LogitsProcessor[Any]]] = ()
+        self,
+        config: EngineConfig,
+        ops: Ops,
+        batch: Batch,
+        custom: Sequence[type[LogitsProcessor[Any]]] = (),
+        drafts: DraftDistributions | None = None,
     ) -> None:
         self._ops = ops
         self._batch = batch
         self._chain = LogitsChain(config, custom)
+        self._drafts = drafts
 
     def add(self, row: int, request: NewRequest) -> None:
         self._chain.add(row, request)
@@ -69,17 +77,10 @@ class Sampler:
             # Logprobs are of the raw logits: keep the rows that want them.
             raw, raw_rows = logits[wanting], np.arange(len(wanting))
             chain.apply(logits, rows.tolist(), again)
-        tokens = self._ops.sample(
-            logits,
-            SamplingInput(
-                temperatures=batch.temperatures[rows],
-                top_k=batch.top_k[rows],
-                top_p=batch.top_p[rows],
-                min_p=batch.min_p[rows],
-                seeds=batch.seeds[rows],
-                positions=positions,
-            ),
-        )
+        sampling = batch.sampling(rows, positions)
+        tokens = self._ops.sample(logits, sampling)
+        if self._drafts is not None:
+            self._drafts.accept(logits, rows, sampling, tokens)
         if active:
             for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
                 chain.advance(row, token)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from interleaf.config import EngineConfig
+from interleaf.config import EngineConfig, ModelConfig
 from interleaf.errors import InsufficientMemoryError
 from interleaf.host_tensor import HostTensor
 from interleaf.layers.weights import Weights
 from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import SchedulerOutput, StepOutput
-from interleaf.models.registry import load_model
+from interleaf.models.registry import CausalModel, load_model
+from interleaf.ops import LayerCache
 from interleaf.ops.cpu import CpuOps
-from interleaf.worker.runner import LOGITS_ROWS, Runner
+from interleaf.worker.model_input import LOGITS_ROWS
+from interleaf.worker.runner import Runner
+from interleaf.worker.spec_decode.draft_model import DraftModel, num_spare_blocks
+from interleaf.worker.spec_decode.speculator import make_speculator
 
 
 class Worker:
@@ -25,6 +30,7 @@ class Worker:
 
     Args:
         logits_processors: custom ones, beside those that are built in.
+        draft_tensors: of the draft model, if the configuration has one.
     """
 
     def __init__(
@@ -32,27 +38,43 @@ class Worker:
         config: EngineConfig,
         tensors: Mapping[str, HostTensor],
         logits_processors: Sequence[type[LogitsProcessor[Any]]] = (),
+        draft_tensors: Mapping[str, HostTensor] = MappingProxyType({}),
     ) -> None:
-        model, cache = config.model, config.cache
-        try:
-            self._ops = CpuOps(
+        self._all_ops = [
+            CpuOps(
                 config.dtype,
                 config.threads,
                 max_tokens=config.scheduler.max_num_batched_tokens,
                 max_logits=LOGITS_ROWS,
-                vocab_size=model.vocab_size,
+                vocab_size=config.model.vocab_size,
                 quantization=config.quantization,
             )
-            loaded = load_model(model, self._ops, Weights(tensors), config.scheduler.max_model_len)
-            caches = [
-                self._ops.new_cache(cache.num_blocks, cache.block_size, model.num_kv_heads, model.head_dim)
-                for _ in range(model.num_layers)
-            ]
+        ]
+        try:
+            loaded, caches = self._load(config, config.model, tensors, config.cache.num_blocks)
+            speculator = make_speculator(config, lambda: self._load_draft(config, draft_tensors))
         except MemoryError:
             raise InsufficientMemoryError(
                 "The system refused the memory for the weights and the KV cache: lower --kv-cache-memory-bytes."
             ) from None
-        self._runner: Runner | None = Runner(config, self._ops, loaded, caches, logits_processors)
+        self._runner: Runner | None = Runner(config, self._all_ops[0], loaded, caches, logits_processors, speculator)
+
+    def _load(
+        self, config: EngineConfig, model: ModelConfig, tensors: Mapping[str, HostTensor], num_blocks: int
+    ) -> tuple[CausalModel, list[LayerCache]]:
+        """A model and its layers' storage, on the ops made last."""
+        ops = self._all_ops[-1]
+        loaded = load_model(model, ops, Weights(tensors), config.scheduler.max_model_len)
+        return loaded, [
+            ops.new_cache(num_blocks, config.cache.block_size, model.num_kv_heads, model.head_dim)
+            for _ in range(model.num_layers)
+        ]
+
+    def _load_draft(self, config: EngineConfig, tensors: Mapping[str, HostTensor]) -> DraftModel:
+        assert config.draft_model is not None and config.speculative is not None
+        self._all_ops.append(self._all_ops[0].for_another_model(config.speculative.quantization))
+        num_blocks = config.cache.num_blocks + num_spare_blocks(config)
+        return DraftModel(self._all_ops[-1], *self._load(config, config.draft_model, tensors, num_blocks))
 
     def execute(self, scheduled: SchedulerOutput) -> StepOutput:
         """Run one step."""
@@ -62,7 +84,7 @@ class Worker:
     @property
     def kernel_seconds(self) -> float:
         """Time spent in recorded passes since the start."""
-        return self._ops.kernel_nanoseconds * 1e-9
+        return sum(ops.kernel_nanoseconds for ops in self._all_ops) * 1e-9
 
     def close(self) -> None:
         """Give the weights and the cache back; idempotent."""

@@ -16,7 +16,8 @@ from interleaf.models.registry import load_model
 from interleaf.ops.cpu import CpuOps
 from interleaf.ops.reference import ReferenceOps
 from interleaf.params import SamplingParams
-from interleaf.worker.runner import LOGITS_ROWS, Runner
+from interleaf.worker.model_input import LOGITS_ROWS
+from interleaf.worker.runner import Runner
 from tests.loader import tiny
 
 

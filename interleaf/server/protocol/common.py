@@ -149,6 +149,7 @@ class SamplingFields(RequestFields):
     allowed_token_ids: TokenIds | None = None
     bad_words: Texts | None = None
     prompt_logprobs: int | None = None
+    speculative: bool | None = None
     vllm_xargs: dict[str, Any] | None = None
 
     return_token_ids: bool | None = False
@@ -212,6 +213,7 @@ SHARED = (
     "truncate_prompt_tokens",
     "allowed_token_ids",
     "bad_words",
+    "speculative",
     "prompt_logprobs",
 )
 """Fields that mean the same in `SamplingParams`."""

@@ -1,0 +1,113 @@
+"""Speculated text is unspeculated text, whoever makes the drafts. Compared with ==."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from interleaf import LLM, SamplingParams
+from interleaf.errors import ConfigError
+from tests.loader import tiny
+from tests.test_same_bits import run
+from tests.worker.test_drafts import SETTINGS
+
+CACHE_BYTES = 1 << 24
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.tiny_qwen3(tmp_path_factory.mktemp("speculation"), num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.tiny_llama(tmp_path_factory.mktemp("draft"), num_hidden_layers=1)
+
+
+def work() -> list[tuple[list[int], SamplingParams]]:
+    """Prompts that repeat themselves, some with a common prefix; texts that a small model soon repeats too."""
+    rng = np.random.default_rng(9)
+    prefix = rng.integers(3, 384, 36).tolist()
+    result = []
+    for i in range(18):
+        piece = rng.integers(3, 384, int(rng.integers(3, 20))).tolist()
+        settings = {"max_tokens": 40, "ignore_eos": True, "logprobs": i % 3} | SETTINGS[i % len(SETTINGS)]
+        params = SamplingParams(seed=i, n=1 + (i % 6 == 4), **settings)
+        result.append(((prefix if i % 2 else []) + piece * 3, params))
+    return result
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> Iterator[list[Any]]:
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES) as llm:
+        yield run(llm, work())
+
+
+def speculative(method: str, model: Path, other: Path) -> dict[str, Any]:
+    return {
+        "ngram": {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 1, "prompt_lookup_max": 4},
+        "suffix": {"method": "suffix"},
+        "itself": {"model": str(model), "num_speculative_tokens": 4},
+        "itself, greedy": {"model": str(model), "num_speculative_tokens": 20, "draft_sample_method": "greedy"},
+        "another": {"model": str(other), "num_speculative_tokens": 3},
+    }[method] | {"disable_by_batch_size": 100}
+
+
+@pytest.mark.parametrize("method", ["ngram", "suffix", "itself", "itself, greedy", "another"])
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 48, "max_num_seqs": 5}], ids=["wide", "narrow"])
+def test_speculated_text_is_the_same(
+    method: str, options: dict[str, Any], model: Path, other: Path, expected: list[Any]
+) -> None:
+    config = speculative(method, model, other)
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, speculative_config=config, **options) as llm:
+        assert run(llm, work()) == expected
+        assert run(llm, work()) == expected, "with a warm prefix cache"
+        stats = llm.client.stats()
+        assert stats.num_draft_tokens > 20
+        assert stats.num_accepted_tokens > 0 or method == "another"
+
+
+def test_a_model_that_drafts_for_itself_is_always_right(model: Path) -> None:
+    """With the same weights, noise and context every draft is accepted: also behind cached, forked, preempted blocks."""
+    config = {"model": str(model), "num_speculative_tokens": 4, "disable_by_batch_size": 100}
+    rng = np.random.default_rng(2)
+    prefix = rng.integers(3, 384, 40).tolist()
+    prompts = [prefix + rng.integers(3, 384, 5 + i).tolist() for i in range(6)]
+    params = SamplingParams(temperature=0.9, seed=4, n=2, max_tokens=30, ignore_eos=True)
+    with LLM(model, kv_cache_memory_bytes=1 << 21, max_model_len=128, speculative_config=config) as llm:
+        for _ in range(2):
+            llm.generate(prompts, params, use_tqdm=False)
+        stats = llm.client.stats()
+        assert stats.prefix_cache_hits > 0
+        # What is wrong are drafts of forks, made in the step before their common last block is copied.
+        assert stats.num_accepted_tokens >= 0.97 * stats.num_draft_tokens > 0
+
+
+def test_a_request_may_do_without(model: Path) -> None:
+    params = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, speculative_config={"method": "ngram"}) as llm:
+        without = llm.generate([5, 6, 7] * 5, SamplingParams(speculative=False, **params), use_tqdm=False)
+        assert llm.client.stats().num_drafts == 0
+        speculated = llm.generate([5, 6, 7] * 5, SamplingParams(**params), use_tqdm=False)
+        assert llm.client.stats().num_drafts > 0
+        assert without[0].outputs[0].token_ids == speculated[0].outputs[0].token_ids
+
+
+def test_a_full_batch_has_no_drafts(model: Path) -> None:
+    config = {"method": "ngram", "disable_by_batch_size": 3}
+    params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, speculative_config=config) as llm:
+        llm.generate([[5, 6, 7] * 5] * 4, params, use_tqdm=False)
+        assert llm.client.stats().num_drafts == 0
+        llm.generate([[5, 6, 7] * 5] * 3, params, use_tqdm=False)
+        assert llm.client.stats().num_drafts > 0
+
+
+def test_a_draft_model_must_have_the_same_vocabulary(model: Path, tmp_path: Path) -> None:
+    other = tiny.tiny_llama(tmp_path / "other", vocab_size=400)
+    with pytest.raises(ConfigError, match="speculative_config: model has a vocabulary of 400"):
+        LLM(model, speculative_config={"model": str(other)})
