@@ -379,3 +379,17 @@ def scheduler_metrics(stats: SchedulerStats, labels: Mapping[str, str]) -> list[
         Counter("vllm:prompt_tokens", labels, stats.num_prompt_tokens),
         Counter("vllm:generation_tokens", labels, stats.num_generation_tokens),
     ]
+
+
+def speculation_metrics(stats: SchedulerStats, num_positions: int, labels: Mapping[str, str]) -> list[Metric]:
+    """Counters of drafts; of those at each of `num_positions` positions, also where there were none yet."""
+    by_position = stats.num_accepted_tokens_per_pos + [0] * (num_positions - len(stats.num_accepted_tokens_per_pos))
+    return [
+        Counter("vllm:spec_decode_num_drafts", labels, stats.num_drafts),
+        Counter("vllm:spec_decode_num_draft_tokens", labels, stats.num_draft_tokens),
+        Counter("vllm:spec_decode_num_accepted_tokens", labels, stats.num_accepted_tokens),
+        *(
+            Counter("vllm:spec_decode_num_accepted_tokens_per_pos", {**labels, "position": str(position)}, count)
+            for position, count in enumerate(by_position)
+        ),
+    ]

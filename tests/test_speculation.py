@@ -72,7 +72,7 @@ def test_speculated_text_is_the_same(
 
 
 def test_a_model_that_drafts_for_itself_is_always_right(model: Path) -> None:
-    """With the same weights, noise and context every draft is accepted: also behind cached, forked, preempted blocks."""
+    """With the same weights, noise and context every draft is accepted: also behind cached and forked blocks."""
     config = {"model": str(model), "num_speculative_tokens": 4, "disable_by_batch_size": 100}
     rng = np.random.default_rng(2)
     prefix = rng.integers(3, 384, 40).tolist()

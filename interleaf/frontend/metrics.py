@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from interleaf.config import EngineConfig
 from interleaf.messages import SchedulerStats
-from interleaf.observe import Counter, Gauge, Histogram, RequestStatistics, scheduler_metrics
+from interleaf.observe import Counter, Gauge, Histogram, RequestStatistics, scheduler_metrics, speculation_metrics
 from interleaf.observe import Metric as Snapshot
 
 OLDER_NAMES = {
@@ -36,6 +36,10 @@ HELP = {
     "vllm:num_preemptions": "Times that a running sequence gave its blocks to others.",
     "vllm:prompt_tokens": "Prompt tokens of requests that were taken in.",
     "vllm:generation_tokens": "Tokens that were generated.",
+    "vllm:spec_decode_num_drafts": "Times that a sequence's drafts were tried.",
+    "vllm:spec_decode_num_draft_tokens": "Tokens of drafts that were tried.",
+    "vllm:spec_decode_num_accepted_tokens": "Tokens of drafts that were accepted.",
+    "vllm:spec_decode_num_accepted_tokens_per_pos": "Tokens of drafts that were accepted, by their place in the draft.",
     "vllm:request_success": "Requests that have ended, by the reason.",
     "vllm:iteration_tokens_total": "Tokens computed in a step.",
     "vllm:time_to_first_token_seconds": "From a request's arrival to its first token.",
@@ -118,6 +122,8 @@ class EngineMetrics(Collector):
             ),
             labels,
         )
+        if self._config is not None and self._config.speculative is not None:
+            yield from speculation_metrics(self._stats, self._config.speculative.num_speculative_tokens, labels)
         yield from requests.snapshot(labels)
         yield Counter("interleaf:engine_restarts", labels, self._stats.num_restarts)
 

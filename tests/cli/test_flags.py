@@ -73,13 +73,14 @@ def test_every_sampling_flag_arrives() -> None:
         "--max-tokens 9 --min-tokens 2 --temperature 0.5 --top-p 0.8 --top-k 4 --min-p 0.1 --seed 3 "
         "--presence-penalty 1 --frequency-penalty -1 --repetition-penalty 1.2 --stop a --stop b --stop-token-ids 1,2 "
         '--include-stop-str-in-output --ignore-eos --logit-bias {"5":2} --allowed-token-ids 5,6 --bad-words x '
-        "--truncate-prompt-tokens 8 --no-skip-special-tokens --no-spaces-between-special-tokens"
+        "--truncate-prompt-tokens 8 --no-skip-special-tokens --no-spaces-between-special-tokens --no-speculative"
     )
     assert sampling(*line.split()) == SamplingParams(
         max_tokens=9, min_tokens=2, temperature=0.5, top_p=0.8, top_k=4, min_p=0.1, seed=3, presence_penalty=1.0,
         frequency_penalty=-1.0, repetition_penalty=1.2, stop=["a", "b"], stop_token_ids=[1, 2],
         include_stop_str_in_output=True, ignore_eos=True, logit_bias={5: 2}, allowed_token_ids=[5, 6], bad_words=["x"],
         truncate_prompt_tokens=8, skip_special_tokens=False, spaces_between_special_tokens=False,
+        speculative=False,
     )  # fmt: skip
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from interleaf.frontend.metrics import HELP, OLDER_NAMES, EngineMetrics
 from interleaf.messages import SchedulerStats
 from interleaf.observe import RequestStatistics
 from interleaf.outputs import RequestMetrics
+from interleaf.speculative_config import SpeculativeConfig
 from tests.fake_engine import engine_config
 
 LABELS = {"model_name": "served", "engine": "0"}
@@ -27,7 +30,8 @@ def samples(metrics: EngineMetrics) -> dict[tuple[str, tuple[tuple[str, str], ..
 
 def test_every_name_of_vllm_is_there() -> None:
     metrics = EngineMetrics(RequestStatistics, "served")
-    metrics.engine_started(engine_config(), SchedulerStats())
+    config = replace(engine_config(), speculative=SpeculativeConfig("ngram", 3))
+    metrics.engine_started(config, SchedulerStats())
     text = metrics.render().decode()
     for name in [*HELP, *OLDER_NAMES.values()]:
         assert f"# HELP {name}" in text, name
@@ -97,6 +101,25 @@ def test_counters_go_on_where_a_dead_engine_left_them_and_gauges_do_not() -> Non
     assert found["vllm:prefix_cache_hits_total", ()] == found["vllm:gpu_prefix_cache_hits_total", ()] == 8
     assert found["vllm:num_preemptions_total", ()] == 1
     assert found["interleaf:engine_restarts_total", ()] == 1
+
+
+def test_drafts_are_counted_by_position_and_only_where_there_are_any() -> None:
+    metrics = EngineMetrics(RequestStatistics, "served")
+    metrics.engine_started(engine_config(), SchedulerStats())
+    assert "spec_decode" not in metrics.render().decode()
+    config = replace(engine_config(), speculative=SpeculativeConfig("ngram", 3))
+    drafts = SchedulerStats(num_drafts=4, num_draft_tokens=9, num_accepted_tokens=5, num_accepted_tokens_per_pos=[3, 2])
+    for deaths in (1, 2):
+        metrics.engine_started(config, SchedulerStats())
+        metrics.engine_told(drafts if deaths == 1 else drafts.behind(drafts.only_counters()))
+        found = samples(metrics)
+        assert found["vllm:spec_decode_num_drafts_total", ()] == 4 * deaths
+        assert found["vllm:spec_decode_num_draft_tokens_total", ()] == 9 * deaths
+        assert found["vllm:spec_decode_num_accepted_tokens_total", ()] == 5 * deaths
+        for position, count in (("0", 3), ("1", 2), ("2", 0)):
+            name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+            assert found[name, (("position", position),)] == count * deaths
+        metrics.engine_died()
 
 
 def test_two_engines_do_not_share_a_registry() -> None:

@@ -151,6 +151,7 @@ async def test_fields_arrive(client: httpx.AsyncClient, engine: FakeAsyncEngine)
         "allowed_token_ids": [104, 101, 108],
         "bad_words": ["x"],
         "truncate_prompt_tokens": 2,
+        "speculative": False,
         "logprobs": 2,
         "prompt_logprobs": 1,
     }

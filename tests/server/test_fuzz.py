@@ -37,6 +37,7 @@ COMMON: dict[str, Any] = {
     "allowed_token_ids": [100, 101],
     "prompt_logprobs": 1,
     "truncate_prompt_tokens": 5,
+    "speculative": True,
     "priority": 0,
     "cache_salt": "s",
     "return_token_ids": True,

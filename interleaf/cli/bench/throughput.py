@@ -89,6 +89,8 @@ class Measurement:
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     engine_times: Mapping[str, float] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
@@ -106,6 +108,8 @@ class Measurement:
             "kv_waste": 1.0 - self.used_slots / self.held_slots if self.held_slots else 0.0,
             "preemptions": self.preemptions,
             "prefix_hit_rate": self.prefix_hits / self.prefix_queries if self.prefix_queries else 0.0,
+            "draft_tokens": self.draft_tokens,
+            "draft_acceptance_rate": self.accepted_tokens / self.draft_tokens if self.draft_tokens else 0.0,
             "time_shares": {name: seconds / sum(times.values()) for name, seconds in times.items()},
         }
 
@@ -130,6 +134,8 @@ def measure(
     result.preemptions = after.num_preemptions - before.num_preemptions
     result.prefix_queries = after.prefix_cache_queries - before.prefix_cache_queries
     result.prefix_hits = after.prefix_cache_hits - before.prefix_cache_hits
+    result.draft_tokens = after.num_draft_tokens - before.num_draft_tokens
+    result.accepted_tokens = after.num_accepted_tokens - before.num_accepted_tokens
     result.engine_times = {name: value - times_before[name] for name, value in _engine_times(llm).items()}
     return result
 
@@ -187,6 +193,9 @@ def _rows(figures: Mapping[str, Any], workload: Mapping[str, Any]) -> dict[str, 
         "preemptions": f"{figures['preemptions']:,}",
         "prefix cache hits": f"{figures['prefix_hit_rate']:.1%}",
     }
+    if figures["draft_tokens"]:
+        accepted = f"{figures['draft_acceptance_rate']:.1%} of {figures['draft_tokens']:,}"
+        rows |= {"draft tokens accepted": accepted}
     if workload["left_out"]:
         rows["left out (longer than the context)"] = f"{workload['left_out']:,}"
     return rows | {f"time in {name}": f"{share:.1%}" for name, share in figures["time_shares"].items()}

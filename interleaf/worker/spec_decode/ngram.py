@@ -12,21 +12,65 @@ from interleaf.worker.spec_decode.proposer import StepView
 
 _FACTOR = 0x9E3779B97F4A7C15
 _BITS64 = (1 << 64) - 1
-_LEAST_SLOTS = 1024
+_LEAST_TOKENS = 512
+_MOST_STEPS = 64
+"""Of the walk through runs that share a slot: a long text of one word must not cost more."""
+
+
+class _RunTable:
+    """The ends of all runs of n tokens, by the hash of the run: the latest of each slot, and from each the one before.
+
+    Args:
+        capacity: tokens that the text may have; a power of two.
+    """
+
+    def __init__(self, n: int, capacity: int) -> None:
+        self._n = n
+        self._mask = 2 * capacity - 1
+        self._latest = np.zeros(2 * capacity, np.int32)
+        self._before = np.zeros(capacity + 1, np.int32)
+
+    def add(self, tokens: np.ndarray, first: int, end: int) -> None:
+        """Add the runs whose end (the position behind them) is one of first .. end - 1."""
+        n = self._n
+        if end - first <= 16:
+            run = tokens[first - n : end - 1].tolist()
+            for i in range(end - first):
+                slot = _hash(run[i : i + n]) & self._mask
+                self._before[first + i] = self._latest[slot]
+                self._latest[slot] = first + i
+            return
+        slots = (_hashes(tokens[first - n : end - 1], n) & np.uint64(self._mask)).astype(np.int64)
+        order = np.argsort(slots, kind="stable")
+        slots, ends = slots[order], (np.arange(first, end)[order]).astype(np.int32)
+        self._before[ends] = self._latest[slots]
+        again = np.flatnonzero(slots[1:] == slots[:-1]) + 1
+        self._before[ends[again]] = ends[again - 1]
+        self._latest[slots] = ends
+
+    def find(self, tokens: np.ndarray, run: list[int]) -> int | None:
+        """The last end of this run."""
+        end = int(self._latest[_hash(run) & self._mask])
+        for _ in range(_MOST_STEPS):
+            if not end:
+                break
+            if tokens[end - self._n : end].tolist() == run:
+                return end
+            end = int(self._before[end])
+        return None
 
 
 class NgramIndex:
     """Where each run of n tokens of one sequence was last followed by something, for each n of a range.
 
-    A table for each n holds, at a hash of the run, the position behind it; a run that meets another's place takes it.
-    Four bytes for each token and n, twice as many at most; a new token and a lookup each cost a few operations for
-    each n.
+    Grows with the sequence: a new token and a lookup cost a few operations for each n. A token takes 12 to 24 bytes
+    for each n.
     """
 
     def __init__(self, lengths: range) -> None:
         self._lengths = lengths
-        self._tables: dict[int, np.ndarray] = {}
-        self._num_slots = 0
+        self._tables: list[_RunTable] = []
+        self._capacity = 0
         self._num_indexed = 0
 
     def find(self, tokens: np.ndarray) -> int | None:
@@ -37,33 +81,24 @@ class NgramIndex:
         """
         self._extend(tokens)
         tail = tokens[-self._lengths[-1] :].tolist()
-        for n in reversed(self._lengths):
+        for n, table in zip(reversed(self._lengths), reversed(self._tables), strict=True):
             if n < len(tokens):
-                end = int(self._tables[n][_hash(tail[-n:]) & (self._num_slots - 1)])
-                if end and tokens[end - n : end].tolist() == tail[-n:]:
+                end = table.find(tokens, tail[-n:])
+                if end is not None:
                     return end
         return None
 
     def _extend(self, tokens: np.ndarray) -> None:
         """Index the runs that have become followed by a token."""
-        count, mask = len(tokens), self._num_slots - 1
-        if count - 1 > self._num_slots // 2:
-            self._num_slots = max(_LEAST_SLOTS, 1 << (2 * count).bit_length())
-            self._tables = {n: np.zeros(self._num_slots, np.int32) for n in self._lengths}
-            self._num_indexed, mask = 0, self._num_slots - 1
-        few = count - self._num_indexed <= 16
-        for n in self._lengths:
-            first = max(self._num_indexed - n, 0)
-            followed = tokens[first:-1]
-            if len(followed) < n:
-                continue
-            if few:
-                run = followed.tolist()
-                for i in range(len(run) - n + 1):
-                    self._tables[n][_hash(run[i : i + n]) & mask] = first + i + n
-            else:
-                slots = _hashes(followed, n) & np.uint64(mask)
-                self._tables[n][slots.astype(np.int64)] = np.arange(first + n, count)
+        count = len(tokens)
+        if count > self._capacity:
+            self._capacity = max(_LEAST_TOKENS, 1 << count.bit_length())
+            self._tables = [_RunTable(n, self._capacity) for n in self._lengths]
+            self._num_indexed = 0
+        for n, table in zip(self._lengths, self._tables, strict=True):
+            first = max(self._num_indexed, n)
+            if first < count:
+                table.add(tokens, first, count)
         self._num_indexed = count
 
 

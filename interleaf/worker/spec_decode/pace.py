@@ -9,7 +9,7 @@ FREE_ROWS = 6
 """Tokens that a step computes in the time of one: it waits for the weights meanwhile."""
 ROW_COST = 0.085
 """Time of each token beyond, by that of a step with one; see docs/speculative_decoding.md for the measurement."""
-LEAST_GAIN = 1.03
+LEAST_GAIN = 1.1
 """Tokens a second with drafts by those without that must be expected, or there are none."""
 KEPT_WEIGHT = 0.85
 """What is left of older experience with each new draft."""
