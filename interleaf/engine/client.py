@@ -62,6 +62,8 @@ class InProcessClient:
             load_custom(args.logits_processors),
             {} if draft is None else draft.tensors,
         )
+        if draft is not None:
+            draft.close()
         self._core: EngineCore | None = EngineCore(self.config, worker)
 
     @property
