@@ -23,6 +23,8 @@ Steps = Generator[None, None, T]
 MAX_DEPTH = 200
 """Of nested JSON; deeper arguments are malformed."""
 
+FED_CHARACTERS = 4096
+
 WHITESPACE = " \t\r\n"
 STRING_STOP = re.compile(r'["\\\x00-\x1f]')
 WORD = re.compile(r"[-+.0-9A-Za-z]*")
@@ -95,8 +97,12 @@ class TextReader(ABC):
 
     def feed(self, text: str) -> list[Piece]:
         """Add text to what was fed before."""
-        self._text += text
-        return self._resume()
+        pieces: list[Piece] = []
+        # What is unread is copied with each step: a long text at once must not make it long.
+        for start in range(0, len(text), FED_CHARACTERS):
+            self._text += text[start : start + FED_CHARACTERS]
+            pieces += self._resume()
+        return pieces
 
     def finish(self) -> list[Piece]:
         """There is no more text."""

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from interleaf.cli import run_batch
+from interleaf.config import SchedulerConfig
+from interleaf.frontend.processor import Processor
 from tests.cli.conftest import Run
+from tests.fake_engine import engine_config
 from tests.server.fake_async_engine import FakeAsyncEngine
 
 
@@ -41,6 +44,21 @@ def test_a_file_is_answered(run: Run, engine: FakeAsyncEngine, tmp_path: Path) -
     told = run("run-batch", "-i", str(write(tmp_path / "in", "a", "b", "c")), "-o", str(out))[2]
     assert told == "3 requests were answered and 0 refused; 2 of them earlier.\n"
     assert len(engine.client.requests) == 3
+
+
+def test_calls_and_reasoning(run: Run, engine: FakeAsyncEngine, tmp_path: Path) -> None:
+    engine.client.script = {"u:hi;t1;a:": '<think>a</think><tool_call>{"name": "f"}</tool_call>'}
+    engine.client.config = engine_config(scheduler=SchedulerConfig(8, 64, 256))
+    engine.processor = Processor(engine.config, engine.tokenizer, {})
+    out = tmp_path / "out.jsonl"
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": tools}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "in").write_text(json.dumps(line))
+    assert run("run-batch", "-i", str(tmp_path / "in"), "-o", str(out), "--reasoning-parser", "qwen3")[0] == 0
+    [choice] = json.loads(out.read_text())["response"]["body"]["choices"]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["reasoning"] == "a"
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
 
 
 def test_names_of_the_model(run: Run, engine: FakeAsyncEngine, tmp_path: Path) -> None:

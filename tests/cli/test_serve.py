@@ -36,6 +36,19 @@ def test_flags(served: dict[str, Any]) -> None:
     assert options.allowed_origins == () and options.log_requests
 
 
+def test_parsers_of_answers(served: dict[str, Any], tmp_path: Path) -> None:
+    main(["serve", "tiny", "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"])
+    options = serve.server_options(served)
+    assert options.enable_auto_tool_choice
+    assert (options.tool_call_parser, options.reasoning_parser) == ("hermes", "qwen3")
+    served.clear()
+    (tmp_path / "c.yaml").write_text("enable-auto-tool-choice: false\ntool-parser-plugin: x.py\n")
+    main(["serve", "tiny", "--config", str(tmp_path / "c.yaml")])
+    options = serve.server_options(served)
+    assert not options.enable_auto_tool_choice and options.tool_parser_plugin == "x.py"
+    assert (options.tool_call_parser, options.reasoning_parser) == ("auto", "auto")
+
+
 def test_the_model_is_named_once(run: Run, served: dict[str, Any]) -> None:
     main(["serve", "--model", "tiny", "--served-model-name", "one", "two", "--disable-access-log"])
     options = serve.server_options(served)

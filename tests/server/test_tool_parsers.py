@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 import pytest
@@ -208,6 +209,16 @@ def test_arguments_come_while_they_are_written() -> None:
     reader = AnswerReader(None, TOOL_PARSERS["qwen3_coder"](TOOLS))
     reader.feed("<tool_call><function=get_weather><parameter=city>Par")
     assert reader.answer.calls[0].arguments == '{"city": "Par'
+
+
+def test_long_arguments_at_once() -> None:
+    """Time grows with the length, not with its square."""
+    arguments = {"tags": list(range(100_000)), "city": "x" * 100_000}
+    begin = time.process_time()
+    reader = AnswerReader(None, TOOL_PARSERS["hermes"](TOOLS))
+    reader.feed(f"<tool_call>{call(arguments=arguments)}</tool_call>", finished=True)
+    assert json.loads(reader.answer.calls[0].arguments) == arguments
+    assert time.process_time() - begin < 5
 
 
 def test_one_call_only() -> None:

@@ -142,15 +142,28 @@ async function answer() {
       `${usage.prompt_tokens_details.cached_tokens} of ${usage.prompt_tokens} prompt tokens from the cache`;
   shown.meta.textContent = message.meta ?? "";
   if (message.content) conversation.push(message);
-  else shown.item.remove();
+  else if (!shown.thought) shown.item.remove();
+}
+
+function addThought(shown, text) {
+  if (!shown.thought) {
+    const details = document.createElement("details");
+    details.open = true;
+    details.append(Object.assign(document.createElement("summary"), { textContent: "Reasoning" }));
+    shown.thought = details.appendChild(document.createElement("span"));
+    shown.item.prepend(details);
+  }
+  shown.thought.append(text);
 }
 
 function add(message, shown, choice) {
   const text = choice.delta.content ?? "";
-  if (!text) return;
+  const thought = choice.delta.reasoning ?? "";
+  if (!text && !thought) return;
   const atEnd = messages.scrollHeight - messages.scrollTop - messages.clientHeight < 40;
+  if (thought) addThought(shown, thought);
   message.content += text;
-  const entries = choice.logprobs?.content ?? [];
+  const entries = text ? choice.logprobs?.content ?? [] : [];
   const tokens = entries.length ? tokensOf(text, entries) : [{ text, told: "" }];
   for (const token of tokens) {
     if (entries.length) message.tokens.push(token);
