@@ -213,7 +213,7 @@ def test_arguments_come_while_they_are_written() -> None:
 
 def test_long_arguments_at_once() -> None:
     """Time grows with the length, not with its square."""
-    arguments = {"tags": list(range(100_000)), "city": "x" * 100_000}
+    arguments = {"tags": list(range(10_000)), "city": "x" * 1_000_000}
     begin = time.process_time()
     reader = AnswerReader(None, TOOL_PARSERS["hermes"](TOOLS))
     reader.feed(f"<tool_call>{call(arguments=arguments)}</tool_call>", finished=True)
