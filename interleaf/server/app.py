@@ -15,6 +15,7 @@ from interleaf.server import (
     completions,
     embeddings,
     files_batches,
+    invocations,
     models,
     operations,
     responses,
@@ -28,7 +29,19 @@ from interleaf.server.options import ServerOptions
 from interleaf.server.peers import Peers
 from interleaf.server.state import ServerState
 
-FAMILIES = (completions, chat, responses, embeddings, files_batches, anthropic, models, tokenize, operations, web_page)
+FAMILIES = (
+    completions,
+    chat,
+    responses,
+    embeddings,
+    invocations,
+    files_batches,
+    anthropic,
+    models,
+    tokenize,
+    operations,
+    web_page,
+)
 
 
 def create_app(engine: Engine, options: ServerOptions, peers: Peers | None = None) -> FastAPI:

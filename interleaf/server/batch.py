@@ -23,7 +23,12 @@ from interleaf.server.generation import Context, new_context
 from interleaf.server.protocol.chat import ChatCompletionRequest
 from interleaf.server.protocol.completions import CompletionRequest
 from interleaf.server.protocol.embeddings import EmbeddingRequest
-from interleaf.server.protocol.responses import ResponseRequest
+from interleaf.server.protocol.responses import (
+    InputTokensDetails,
+    OutputTokensDetails,
+    ResponseRequest,
+    ResponseUsage,
+)
 from interleaf.server.state import ServerState
 
 SPARE_WORKERS = 16
@@ -234,3 +239,41 @@ async def _answer(state: ServerState, line: Line, name: str) -> tuple[int, Any]:
             if refusal.status_code == 503:
                 raise
             return refusal.status_code, refusal.body()
+
+
+class _Answered(msgspec.Struct):
+    """What a batch's summary takes of an answer; chats and responses name their tokens differently."""
+
+    model: str | None = None
+    usage: dict[str, Any] = {}
+
+
+class _AnsweredLine(msgspec.Struct):
+    response: _LineBody | None = None
+
+
+class _LineBody(msgspec.Struct):
+    body: _Answered
+
+
+def summary(lines: Iterable[bytes]) -> tuple[str | None, ResponseUsage]:
+    """The model and the tokens of all answers in a file of results."""
+    model, given, cached, written, thought = None, 0, 0, 0, 0
+    decoder = msgspec.json.Decoder(_AnsweredLine)
+    for raw in lines:
+        try:
+            line = decoder.decode(raw)
+        except msgspec.MsgspecError:
+            continue
+        if line.response is None:
+            continue
+        usage, model = line.response.body.usage, line.response.body.model or model
+        given += usage.get("prompt_tokens", usage.get("input_tokens", 0))
+        written += usage.get("completion_tokens", usage.get("output_tokens", 0))
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        cached += details.get("cached_tokens", 0)
+        details = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
+        thought += details.get("reasoning_tokens", 0)
+    return model, ResponseUsage(
+        given, InputTokensDetails(cached), written, OutputTokensDetails(thought), given + written
+    )

@@ -49,10 +49,12 @@ class FileStore:
     def content_path(self, file_id: str) -> Path:
         return self._directory / f"{file_id}.data"
 
-    def add_file(self, file_id: str, filename: str, purpose: str) -> FileObject:
-        """Make known a file whose contents are there."""
+    def add_file(self, file_id: str, filename: str, purpose: str, lifetime: int | None = None) -> FileObject:
+        """Make known a file whose contents are there, for `lifetime` seconds or until it is deleted."""
         size = self.content_path(file_id).stat().st_size
-        file = FileObject(file_id, size, now(), filename[:MAX_NAME_CHARS], purpose)
+        created = now()
+        expires = None if lifetime is None else created + lifetime
+        file = FileObject(file_id, size, created, filename[:MAX_NAME_CHARS], purpose, expires)
         self._write(file)
         return file
 
@@ -61,11 +63,14 @@ class FileStore:
         Raises:
             ApiError: (404) there is no such file; `param` is the part of the request that named it.
         """
-        return self._read(file_id, "file", FileObject, param)
+        file = self._read(file_id, "file", FileObject, param)
+        if self._expired(file):
+            raise _missing("file", file_id, param)
+        return file
 
     def files(self) -> list[FileObject]:
         """All files, newest first."""
-        return self._all("file", FileObject)
+        return [file for file in self._all("file", FileObject) if not self._expired(file)]
 
     def delete_file(self, file_id: str) -> None:
         """
@@ -73,8 +78,7 @@ class FileStore:
             ApiError: (404) there is no such file.
         """
         self.file(file_id)
-        (self._directory / f"{file_id}.json").unlink(missing_ok=True)
-        self.content_path(file_id).unlink(missing_ok=True)
+        self._remove(file_id)
 
     def put_batch(self, batch: BatchObject) -> None:
         """Keep a batch, in place of the one of the same id."""
@@ -91,6 +95,17 @@ class FileStore:
         """All batches, newest first."""
         return self._all("batch", BatchObject)
 
+    def _expired(self, file: FileObject) -> bool:
+        """Whether a file's time is over; it is removed then."""
+        if file.expires_at is None or now() < file.expires_at:
+            return False
+        self._remove(file.id)
+        return True
+
+    def _remove(self, file_id: str) -> None:
+        (self._directory / f"{file_id}.json").unlink(missing_ok=True)
+        self.content_path(file_id).unlink(missing_ok=True)
+
     def _write(self, value: FileObject | BatchObject) -> None:
         path = self._directory / f"{value.id}.json"
         unfinished = path.with_suffix(".new")
@@ -103,10 +118,14 @@ class FileStore:
                 return msgspec.json.decode((self._directory / f"{name}.json").read_bytes(), type=shape)
             except FileNotFoundError:
                 pass
-        raise ApiError(404, f"There is no {kind} {name[:200]!r} here.", param, "not_found")
+        raise _missing(kind, name, param)
 
     def _all(self, kind: str, shape: type[T]) -> list[T]:
         names = [path.stem for path in self._directory.glob(f"{kind}-*.json")]
         return sorted(
             (self._read(name, kind, shape, "id") for name in names), key=lambda one: one.created_at, reverse=True
         )
+
+
+def _missing(kind: str, name: str, param: str) -> ApiError:
+    return ApiError(404, f"There is no {kind} {name[:200]!r} here.", param, "not_found")

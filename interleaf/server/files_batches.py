@@ -12,14 +12,15 @@ from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from starlette.responses import FileResponse
 
 from interleaf.observe import get_logger
-from interleaf.server.batch import ENDPOINTS, NumberedLine, Result, ResultFile, read_lines, run_batch
+from interleaf.server.batch import ENDPOINTS, NumberedLine, Result, ResultFile, read_lines, run_batch, summary
 from interleaf.server.clock import now
-from interleaf.server.errors import ApiError, bad_request
+from interleaf.server.errors import ApiError, bad_request, validated
 from interleaf.server.peers import OWNER
 from interleaf.server.protocol.batches import (
     BatchList,
     BatchObject,
     BatchRequest,
+    ExpiresAfter,
     FileDeleted,
     FileList,
     FileObject,
@@ -43,9 +44,16 @@ After = Annotated[str | None, Query(max_length=100)]
 
 @router.post("/v1/files", responses=responses(FileObject))
 async def upload_file(
-    request: Request, file: Annotated[UploadFile, File()], purpose: Annotated[str, Form()]
+    request: Request,
+    file: Annotated[UploadFile, File()],
+    purpose: Annotated[str, Form()],
+    anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
+    seconds: Annotated[str | None, Form(alias="expires_after[seconds]", pattern="^[0-9]{1,9}$")] = None,
 ) -> Response:
-    """Keep a file."""
+    """Keep a file, for as long as `expires_after` says or until it is deleted."""
+    lifetime = None if seconds is None else int(seconds)
+    if anchor is not None or lifetime is not None:
+        lifetime = validated(ExpiresAfter, {"anchor": anchor, "seconds": lifetime}).seconds
     if purpose not in PURPOSES:
         raise bad_request(f"purpose must be one of {', '.join(PURPOSES)}.", "purpose")
     store = state_of(request).files
@@ -53,7 +61,7 @@ async def upload_file(
     with path.open("wb") as kept:
         while chunk := await file.read(CHUNK_BYTES):
             await asyncio.to_thread(kept.write, chunk)
-    return json_response(store.add_file(file_id, file.filename or "file", purpose))
+    return json_response(store.add_file(file_id, file.filename or "file", purpose, lifetime))
 
 
 @router.get("/v1/files", responses=responses(FileList))
@@ -112,6 +120,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
         created,
         created + WINDOW_SECONDS,
         metadata=body.metadata,
+        output_expires_after=None if body.output_expires_after is None else body.output_expires_after.seconds,
     )
     response = json_response(batch)
     if state.peers.is_owner:
@@ -267,11 +276,15 @@ class RunningBatch:
     def _end(self, status: str) -> None:
         """Make the results known as files; one without lines is none."""
         batch, store = self.batch, self._store
+        if batch.output_file_id is not None and store.content_path(batch.output_file_id).exists():
+            with store.content_path(batch.output_file_id).open("rb") as lines:
+                batch.model, batch.usage = summary(lines)
+        lifetime = batch.output_expires_after
         for name in ("output_file_id", "error_file_id"):
             file_id = getattr(batch, name)
             path = None if file_id is None else store.content_path(file_id)
             if path is not None and path.exists() and path.stat().st_size:
-                store.add_file(file_id, f"{batch.id}_{name.removesuffix('_file_id')}.jsonl", "batch_output")
+                store.add_file(file_id, f"{batch.id}_{name.removesuffix('_file_id')}.jsonl", "batch_output", lifetime)
             else:
                 setattr(batch, name, None)
         batch.status = status

@@ -8,10 +8,10 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from interleaf.outputs import CompletionOutput, RequestOutput
 from interleaf.params import RequestOutputKind
@@ -38,6 +38,7 @@ from interleaf.server.protocol.responses import (
     ResponseUsage,
 )
 from interleaf.server.response_items import ResponseItems, assistant_message
+from interleaf.server.response_replay import beginning, rest
 from interleaf.server.response_store import StoredResponse
 from interleaf.server.routing import JsonRoute, responses
 from interleaf.server.state import ServerState, state_of
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
+REPLAY_PAUSE = 0.1
+"""Seconds until it is looked again whether a response is written."""
 RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}")
 
 
@@ -56,18 +59,39 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
     """Answer an input, and keep the answer unless `store` is false."""
     job = await Job.of(body, context_of(request))
     if body.background:
-        return await job.start_in_background()
+        told = await job.start_in_background()
+        return await _replayed(request, job.response_object.id) if body.stream else told
     if body.stream:
         return await EventStream.begin(request.receive, job.events())
     return json_response(await until_gone(request.receive, job.response()))
 
 
 @router.get("/v1/responses/{response_id}", responses=responses(ResponseObject))
-async def retrieve_response(response_id: str, request: Request) -> Response:
-    """A response that was kept."""
-    if request.query_params.get("stream") == "true":
-        raise bad_request("A kept response cannot be streamed: set stream to false.", "stream")
+async def retrieve_response(
+    response_id: str, request: Request, stream: bool = False, starting_after: Annotated[int, Query()] = -1
+) -> Response:
+    """A response that was kept, or its events: those behind number `starting_after`, once it is written."""
+    if stream:
+        return await _replayed(request, response_id, starting_after)
     return json_response((await _stored(state_of(request), response_id)).body)
+
+
+async def _replayed(request: Request, response_id: str, after: int = -1) -> Response:
+    state = state_of(request)
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        stored = await _stored(state, response_id)
+        # A comment: a stream that has nothing to tell is one all the same.
+        yield b":\n\n"
+        for data in beginning(stored.body, after):
+            yield data
+        while _unfinished(stored):
+            await asyncio.sleep(REPLAY_PAUSE)
+            stored = await _stored(state, response_id)
+        for data in rest(stored.body, after):
+            yield data
+
+    return await EventStream.begin(request.receive, events())
 
 
 @router.delete("/v1/responses/{response_id}", responses=responses(media_type="application/json"))
@@ -92,11 +116,29 @@ async def cancel_response(response_id: str, request: Request) -> Response:
 
 
 @router.get("/v1/responses/{response_id}/input_items", responses=responses(media_type="application/json"))
-async def list_input_items(response_id: str, request: Request) -> Response:
-    """What a response answers."""
+async def list_input_items(
+    response_id: str,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Annotated[str, Query(pattern="^(asc|desc)$")] = "desc",
+    after: Annotated[str | None, Query(max_length=200)] = None,
+) -> Response:
+    """What a response answers, the last item first."""
     items = (await _stored(state_of(request), response_id)).input_items
-    ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
-    return json_response({"object": "list", "data": items, "has_more": False, **ends})
+    items = items if order == "asc" else items[::-1]
+    begin = next((number for number, item in enumerate(items, start=1) if item["id"] == after), 0)
+    page = items[begin : begin + limit]
+    ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+    return json_response({"object": "list", "data": page, "has_more": begin + limit < len(items), **ends})
+
+
+@router.post("/v1/responses/input_tokens", responses=responses(media_type="application/json"))
+async def count_input_tokens(body: ResponseRequest, request: Request) -> Response:
+    """How many tokens a request's input has."""
+    job = await Job.of(body, context_of(request))
+    prompt = await chat_prompt(job.context.state, job._message_fields())
+    count = len(prompt["prompt_token_ids"])
+    return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
 def answer_peers(state: ServerState) -> None:
@@ -424,7 +466,8 @@ def _input_item(item: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _told_again(response: ResponseObject, body: ResponseRequest) -> ResponseObject:
     """The response with the fields of its request that are told again."""
-    for name in ("instructions", "max_output_tokens", "previous_response_id", "user"):
+    names = ("instructions", "max_output_tokens", "previous_response_id", "user")
+    for name in (*names, "max_tool_calls", "prompt_cache_key", "safety_identifier"):
         setattr(response, name, getattr(body, name))
     for name in ("temperature", "top_p", "top_logprobs", "metadata", "store", "background", "parallel_tool_calls"):
         if getattr(body, name) is not None:

@@ -137,6 +137,20 @@ async def test_files(client: httpx.AsyncClient) -> None:
     assert error(await client.post("/v1/files", content=b"--x\r\nnonsense", headers=multipart))["status"] == 400
 
 
+async def test_files_that_expire(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    kept = (await client.post("/v1/files", files={"file": b"x"}, data=data)).json()
+    assert kept["expires_at"] == kept["created_at"] + 3600
+    for change in ({"expires_after[seconds]": "3599"}, {"expires_after[seconds]": "x"}, {"expires_after[anchor]": "x"}):
+        told = error(await client.post("/v1/files", files={"file": b"x"}, data={**data, **change}))
+        assert told["status"] == 400, change
+    path = f"/v1/files/{kept['id']}"
+    assert (await client.get(path)).json() == kept
+    monkeypatch.setattr("interleaf.server.file_store.now", lambda: kept["expires_at"])
+    assert (await client.get(path)).status_code == (await client.get(path + "/content")).status_code == 404
+    assert (await client.get("/v1/files")).json()["data"] == []
+
+
 async def test_a_batch(client: httpx.AsyncClient) -> None:
     file_id = (await upload(client, line("a") + line("b", n=0) + line("c", "/v1/completions"))).json()["id"]
     batch = (await create(client, file_id, metadata={"x": "y"})).json()
@@ -144,6 +158,9 @@ async def test_a_batch(client: httpx.AsyncClient) -> None:
     batch = await run_to_end(client, batch["id"])
     assert batch["status"] == "completed" and batch["request_counts"] == {"total": 3, "completed": 1, "failed": 2}
     output = (await client.get(f"/v1/files/{batch['output_file_id']}/content")).text.splitlines()
+    usage = json.loads(output[0])["response"]["body"]["usage"]
+    assert batch["model"] == MODEL and batch["usage"]["total_tokens"] == usage["total_tokens"] > 0
+    assert batch["usage"]["output_tokens"] == usage["completion_tokens"]
     errors = (await client.get(f"/v1/files/{batch['error_file_id']}/content")).text.splitlines()
     assert [json.loads(raw)["custom_id"] for raw in output] == ["a"] and len(errors) == 2
     assert (await client.get("/v1/batches")).json()["data"] == [batch]

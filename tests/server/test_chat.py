@@ -25,7 +25,7 @@ async def test_an_answer(client: httpx.AsyncClient) -> None:
     assert body["choices"] == [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "hello there", "refusal": None},
+            "message": {"role": "assistant", "content": "hello there", "refusal": None, "annotations": []},
             "logprobs": None,
             "finish_reason": "stop",
             "stop_reason": None,
@@ -93,7 +93,7 @@ async def test_going_on_behind_a_message(client: httpx.AsyncClient, engine: Fake
     options = {"add_generation_prompt": False, "continue_final_message": True}
     for echo, text in ((False, "llo"), (True, "hello")):
         [choice] = (await chat(client, messages=messages, **options, echo=echo)).json()["choices"]
-        assert choice["message"] == {"role": "assistant", "content": text, "refusal": None}
+        assert choice["message"] == {"role": "assistant", "content": text, "refusal": None, "annotations": []}
     chunks = events(await chat(client, messages=messages, **options, echo=True, stream=True))
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "hello"
 

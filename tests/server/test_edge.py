@@ -235,3 +235,14 @@ async def test_behind_a_proxy(make_client: MakeClient) -> None:
         assert (await client.get("v1/models", headers={"x-api-key": "k"})).status_code == 200
         told = (await client.post("v1/messages", json={}, headers={"x-api-key": "k"})).json()
         assert told["type"] == "error"
+
+
+async def test_invocations_are_whatever_the_body_says(client: httpx.AsyncClient) -> None:
+    for body, kind in (
+        ({"prompt": "hi"}, "text_completion"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "chat.completion"),
+        ({"input": "hi"}, "list"),
+    ):
+        assert (await client.post("/invocations", json=body)).json()["object"] == kind
+    assert error(await client.post("/invocations", json={}))["status"] == 400
+    assert error(await client.post("/invocations", json={"prompt": 5}))["param"] == "prompt"

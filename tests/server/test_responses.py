@@ -24,7 +24,7 @@ async def respond(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
 def typed_events(response: httpx.Response) -> list[dict[str, Any]]:
     """The values of events that bear names, which must be the values' types."""
     values = []
-    for block in response.text.removesuffix("\n\n").split("\n\n"):
+    for block in response.text.removeprefix(":\n\n").removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
         values.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {values[-1]['type']}"
@@ -45,6 +45,49 @@ async def test_a_response(client: httpx.AsyncClient) -> None:
         "total_tokens": 19,
     }
     assert body["metadata"] == {"a": "b"} and body["temperature"] == 0.5
+
+
+async def test_a_kept_response_is_streamed_again(client: httpx.AsyncClient) -> None:
+    written = typed_events(await respond(client, stream=True))
+    path = f"/v1/responses/{written[-1]['response']['id']}"
+
+    async def replayed(after: int) -> list[dict[str, Any]]:
+        response = await client.get(path, params={"stream": "true", "starting_after": after})
+        return typed_events(response) if response.text != ":\n\n" else []
+
+    again = await replayed(-1)
+    kinds = [value["type"] for value in again]
+    assert kinds == list(dict.fromkeys(value["type"] for value in written)), "a delta for all of the text"
+    assert [value["sequence_number"] for value in again] == list(range(len(again)))
+    ends = [
+        [value for value in values if value["type"].endswith((".done", ".completed"))] for values in (written, again)
+    ]
+    for one, other in zip(*ends, strict=True):
+        assert {**one, "sequence_number": 0} == {**other, "sequence_number": 0}
+    for after in (0, 3, len(again) - 1):
+        assert await replayed(after) == again[after + 1 :]
+
+
+async def test_a_background_response_is_streamed_once_it_is_written(client: httpx.AsyncClient) -> None:
+    told = typed_events(await respond(client, stream=True, background=True))
+    assert told[0]["response"]["status"] == "in_progress" and told[-1]["type"] == "response.completed"
+    assert told[-1]["response"]["output"][0]["content"][0]["text"] == "hello there"
+
+
+async def test_input_items_come_in_pages_and_input_tokens_are_counted(client: httpx.AsyncClient) -> None:
+    items = [{"role": "user", "content": text} for text in ("a", "b", "c")]
+    made = (await respond(client, input=items, max_output_tokens=1)).json()
+    path = f"/v1/responses/{made['id']}/input_items"
+    texts = []
+    page: dict[str, Any] = {"has_more": True, "last_id": None}
+    while page["has_more"]:
+        after = {"after": page["last_id"]} if page["last_id"] else {}
+        page = (await client.get(path, params={"limit": 2, "order": "asc", **after})).json()
+        texts.append([item["content"][0]["text"] for item in page["data"]])
+    assert texts == [["a", "b"], ["c"]]
+    assert [item["content"][0]["text"] for item in (await client.get(path)).json()["data"]] == ["c", "b", "a"]
+    counted = (await client.post("/v1/responses/input_tokens", json={"input": items})).json()
+    assert counted == {"object": "response.input_tokens", "input_tokens": made["usage"]["input_tokens"]}
 
 
 async def test_a_stream(client: httpx.AsyncClient) -> None:
@@ -161,7 +204,6 @@ async def test_failures(client: httpx.AsyncClient, engine: FakeAsyncEngine) -> N
         ({"include": ["file_search_call.results"]}, "include"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True, "store": False}, "background"),
-        ({"background": True, "stream": True}, "background"),
         ({"top_logprobs": 1}, "top_logprobs"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": -1}, "temperature"),

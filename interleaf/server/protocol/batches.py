@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from pydantic import Field
 
 from interleaf.server.protocol.common import ApiModel
+from interleaf.server.protocol.responses import ResponseUsage
+
+MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3600, 30 * 24 * 3600
 
 
 class FileObject(msgspec.Struct):
@@ -15,6 +19,7 @@ class FileObject(msgspec.Struct):
     created_at: int
     filename: str
     purpose: str
+    expires_at: int | None = None
     object: str = "file"
     status: str = "processed"
 
@@ -33,11 +38,19 @@ class FileDeleted(msgspec.Struct):
     object: str = "file"
 
 
+class ExpiresAfter(ApiModel):
+    """When a file is forgotten."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=MIN_EXPIRY_SECONDS, le=MAX_EXPIRY_SECONDS)
+
+
 class BatchRequest(ApiModel):
     input_file_id: str
     endpoint: str
     completion_window: Literal["24h"]
     metadata: dict[str, str] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 class RequestCounts(msgspec.Struct):
@@ -47,6 +60,8 @@ class RequestCounts(msgspec.Struct):
 
 
 class BatchObject(msgspec.Struct):
+    """A batch as it is now; `model` and `usage` are told once it has ended."""
+
     id: str
     endpoint: str
     input_file_id: str
@@ -66,6 +81,9 @@ class BatchObject(msgspec.Struct):
     cancelling_at: int | None = None
     cancelled_at: int | None = None
     request_counts: RequestCounts = msgspec.field(default_factory=RequestCounts)
+    model: str | None = None
+    usage: ResponseUsage | None = None
+    output_expires_after: int | None = None
     object: str = "batch"
 
 

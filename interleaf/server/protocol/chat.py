@@ -152,6 +152,7 @@ class AnswerMessage(msgspec.Struct):
     role: str
     content: str | None
     refusal: str | None = None
+    annotations: list[Any] = []
     tool_calls: list[AnswerCall] | UnsetType = UNSET
     reasoning: str | UnsetType | None = UNSET
     reasoning_content: str | UnsetType | None = UNSET
@@ -175,6 +176,7 @@ class ChatResponse(msgspec.Struct):
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobsField | UnsetType = UNSET
     object: str = "chat.completion"
+    service_tier: str = "default"
     system_fingerprint: str | None = None
 
 
@@ -212,4 +214,5 @@ class ChatChunk(msgspec.Struct):
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     object: str = "chat.completion.chunk"
+    service_tier: str = "default"
     system_fingerprint: str | None = None

@@ -89,6 +89,9 @@ class ResponseRequest(ApiModel):
     reasoning: Reasoning | None = None
     truncation: Literal["auto", "disabled"] | None = "disabled"
     user: str | None = None
+    max_tool_calls: int | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -129,8 +132,6 @@ class ResponseRequest(ApiModel):
             raise bad_request("Each function in tools needs a name.", "tools")
         if self.background and self.store is False:
             raise bad_request("background needs store set to true.", "background")
-        if self.background and self.stream:
-            raise bad_request("background cannot be streamed: retrieve the response in place of it.", "background")
         if self.stream_options and not self.stream:
             raise bad_request("stream_options are only for requests with stream set to true.", "stream_options")
         if self.top_logprobs and not self.wants_logprobs:
@@ -229,6 +230,10 @@ class ResponseObject(msgspec.Struct):
     top_p: float = 1.0
     truncation: str = "disabled"
     user: str | None = None
+    max_tool_calls: int | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str = "default"
     object: str = "response"
 
 
