@@ -236,6 +236,7 @@ HISTOGRAMS: Mapping[str, tuple[str, Sequence[float]]] = {
     "decode_time": ("vllm:request_decode_time_seconds", REQUEST_LATENCY_BUCKETS),
     "inference_time": ("vllm:request_inference_time_seconds", REQUEST_LATENCY_BUCKETS),
     "prompt_tokens": ("vllm:request_prompt_tokens", LENGTH_BUCKETS),
+    "computed_tokens": ("vllm:request_prefill_kv_computed_tokens", LENGTH_BUCKETS),
     "generation_tokens": ("vllm:request_generation_tokens", LENGTH_BUCKETS),
     "longest_generation": ("vllm:request_max_num_generation_tokens", LENGTH_BUCKETS),
     "time_per_output_token": ("vllm:request_time_per_output_token_seconds", TOKEN_LATENCY_BUCKETS),
@@ -262,6 +263,7 @@ class RequestStatistics:
         inter_token_latency: between the messages that bring its tokens.
         time_per_output_token: of one request's tokens behind its first, on average.
         longest_generation: tokens of a request's longest sequence.
+        computed_tokens: of a prompt that were in no cache.
     """
 
     NUM_CELLS = 2 + len(FINISH_REASONS) + sum(len(bounds) + 2 for _, bounds in HISTOGRAMS.values())
@@ -275,6 +277,7 @@ class RequestStatistics:
     decode_time: HistogramRecorder
     inference_time: HistogramRecorder
     prompt_tokens: HistogramRecorder
+    computed_tokens: HistogramRecorder
     generation_tokens: HistogramRecorder
     longest_generation: HistogramRecorder
     time_per_output_token: HistogramRecorder
@@ -333,6 +336,7 @@ class RequestStatistics:
         finish_reason: str,
         *,
         num_prompt_tokens: int,
+        num_cached_tokens: int = 0,
         generated: Sequence[int],
         max_tokens: int | None,
     ) -> None:
@@ -349,6 +353,7 @@ class RequestStatistics:
             if longest > 1:
                 self.time_per_output_token.observe((times.last_token_time - times.first_token_time) / (longest - 1))
         self.prompt_tokens.observe(num_prompt_tokens)
+        self.computed_tokens.observe(num_prompt_tokens - num_cached_tokens)
         self.generation_tokens.observe(sum(generated))
         self.longest_generation.observe(longest)
         self.params_n.observe(len(generated))

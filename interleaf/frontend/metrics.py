@@ -50,6 +50,10 @@ HELP = {
     "vllm:request_decode_time_seconds": "From a request's first token to its last.",
     "vllm:request_inference_time_seconds": "From a request's being scheduled to its last token.",
     "vllm:request_prompt_tokens": "Prompt tokens of a request.",
+    "vllm:request_prefill_kv_computed_tokens": "Prompt tokens of a request that were in no cache.",
+    "vllm:engine_sleep_state": "1 for what the engine is: awake, its weights elsewhere, its memory given back.",
+    "vllm:num_requests_swapped": "Nothing is ever swapped out: always 0, for dashboards that ask.",
+    "vllm:cpu_cache_usage_perc": "There is no second cache to swap to: always 0, for dashboards that ask.",
     "vllm:request_generation_tokens": "Generated tokens of a request.",
     "vllm:request_max_num_generation_tokens": "Generated tokens of a request's longest sequence.",
     "vllm:request_time_per_output_token_seconds": "Time of a request's tokens behind its first, on average.",
@@ -125,6 +129,14 @@ class EngineMetrics(Collector):
         if self._config is not None and self._config.speculative is not None:
             yield from speculation_metrics(self._stats, self._config.speculative.num_speculative_tokens, labels)
         yield from requests.snapshot(labels)
+        for state, holds in {
+            "awake": not self._stats.sleeping,
+            "weights_offloaded": False,
+            "discard_all": self._stats.sleeping,
+        }.items():
+            yield Gauge("vllm:engine_sleep_state", {**labels, "sleep_state": state}, float(holds))
+        for name in ("vllm:num_requests_swapped", "vllm:cpu_cache_usage_perc"):
+            yield Gauge(name, labels, 0.0)
         yield Counter("interleaf:engine_restarts", labels, self._stats.num_restarts)
 
 

@@ -419,6 +419,7 @@ class OutputProcessor:
             state.metrics,
             str(state.sequences[0].finish_reason),
             num_prompt_tokens=len(state.prompt_token_ids),
+            num_cached_tokens=state.num_cached_tokens,
             generated=[len(sequence.token_ids) for sequence in state.sequences],
             max_tokens=state.max_tokens,
         )

@@ -13,6 +13,7 @@ from interleaf.outputs import RequestMetrics
 from interleaf.speculative_config import SpeculativeConfig
 from tests.fake_engine import engine_config
 
+SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 LABELS = {"model_name": "served", "engine": "0"}
 
 
@@ -45,7 +46,7 @@ def test_what_requests_did_is_summed_up() -> None:
     statistics.note_tokens(times, 1, 101.0)
     statistics.note_tokens(times, 2, 101.5)
     statistics.note_tokens(times, 1, 102.5)
-    statistics.note_end(times, "stop", num_prompt_tokens=7, generated=[1, 3], max_tokens=16)
+    statistics.note_end(times, "stop", num_prompt_tokens=7, num_cached_tokens=5, generated=[1, 3], max_tokens=16)
     found = samples(metrics)
     sums = {
         "time_to_first_token_seconds": 1.0,
@@ -57,6 +58,7 @@ def test_what_requests_did_is_summed_up() -> None:
         "request_decode_time_seconds": 1.5,
         "request_inference_time_seconds": 2.25,
         "request_prompt_tokens": 7.0,
+        "request_prefill_kv_computed_tokens": 2.0,
         "request_generation_tokens": 4.0,
         "request_max_num_generation_tokens": 3.0,
         "request_time_per_output_token_seconds": 0.75,
@@ -120,6 +122,15 @@ def test_drafts_are_counted_by_position_and_only_where_there_are_any() -> None:
             name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
             assert found[name, (("position", position),)] == count * deaths
         metrics.engine_died()
+
+
+def test_sleep_shows() -> None:
+    metrics = EngineMetrics(RequestStatistics, "served")
+    for sleeping in (False, True):
+        metrics.engine_told(SchedulerStats(sleeping=sleeping))
+        found = samples(metrics)
+        states = {state: found["vllm:engine_sleep_state", (("sleep_state", state),)] for state in SLEEP_STATES}
+        assert states == {"awake": not sleeping, "weights_offloaded": 0, "discard_all": sleeping}
 
 
 def test_two_engines_do_not_share_a_registry() -> None:
