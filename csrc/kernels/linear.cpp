@@ -1,17 +1,13 @@
 #include "epilogue.h"
 #include "product.h"
-#include "tiles.h"
+#include "tile_gemm.h"
 
 namespace interleaf::INTERLEAF_LEVEL {
 
 namespace {
 
 // Activations of this many bytes stay in the second-level cache while all panels pass over them.
-#if defined(__AMX_BF16__)
-constexpr int kActivationBytes = 1024 << 10;
-#else
 constexpr int kActivationBytes = 512 << 10;
-#endif
 
 constexpr int kColumnsAhead = 4096;  // bytes: how far ahead weights are asked for
 
@@ -78,64 +74,17 @@ void linear_typed(const LinearArgs& args, int rows, const Worker& worker) {
 }
 
 #if defined(__AMX_BF16__)
-constexpr int kStepBytes = kTileDepth * kPanelColumns * 2;  // of a panel, multiplied at once
-constexpr int kFetchBytes = 8 * kStepBytes;                 // how far ahead memory is asked for
-
-// A block of rows of one panel whose sums wait to be finished.
-struct PendingBlock {
-  int row, rows, panel;
-};
-
-template <typename Y>
-INTERLEAF_INLINE void finish_block(const LinearArgs& args, const PendingBlock& block, const float* sums) {
-  for (int r = 0; r < block.rows; ++r)
-    finish<Y>(args, block.row + r, block.panel, load(sums + r * kPanelColumns), load(sums + r * kPanelColumns + kLanes));
-}
-
-// The same on tile registers, 32 rows by one panel at a time. The tiles of a block are started before the block
-// before it is finished: the two use different units.
+// The same on tile registers.
 template <typename Y>
 void linear_tiles(const LinearArgs& args, int rows, const Worker& worker) {
   const Range panels = part_of(num_panels(args), worker);
-  const int row_step = higher(1, lower(kActivationBytes / (args.k * 2), 512) / kBlockRows) * kBlockRows;
-  float* sums[2] = {reinterpret_cast<float*>(worker.scratch),
-                    reinterpret_cast<float*>(worker.scratch) + kBlockRows * kPanelColumns};
-  PendingBlock pending = {0, 0, 0};
-  int turn = 0;
-  TileShape shape;
-  for (int first = 0; first < rows; first += row_step) {
-    const int last = lower(first + row_step, rows);
-    for (int panel = panels.begin; panel < panels.end; ++panel) {
-      const bf16* weight =
-          static_cast<const bf16*>(args.weight) + panel_values<bf16, bf16>(args.k) * static_cast<size_t>(panel);
-      const auto columns = [weight](int step) __attribute__((always_inline)) {
-        const bf16* b = weight + static_cast<ptrdiff_t>(step) * kTileDepth * kPanelColumns;
-        return TileColumns{b, b + 32, 128};
-      };
-      // The first pass over a panel asks for what comes a little later in memory; the hardware follows one stream, but
-      // not from page to page. Asking beyond the end of a weight does no harm.
-      const auto fetch = [weight](int step) __attribute__((always_inline)) {
-        const char* later = reinterpret_cast<const char*>(weight) + kFetchBytes + step * kStepBytes;
-#pragma GCC unroll 32
-        for (int i = 0; i < kStepBytes; i += 64) _mm_prefetch(later + i, _MM_HINT_T1);
-      };
-      for (int row = first; row < last; row += kBlockRows) {
-        const int count = lower(kBlockRows, last - row);
-        shape.set(count, kTileDepth);
-        const bf16* x = static_cast<const bf16*>(args.x) + static_cast<ptrdiff_t>(row) * args.k;
-        if (row == 0) {
-          tile_product<kTileDepth>(x, args.k, count, args.k / kTileDepth, columns, fetch);
-        } else {
-          tile_product<kTileDepth>(x, args.k, count, args.k / kTileDepth, columns, nothing_ahead);
-        }
-        finish_block<Y>(args, pending, sums[turn]);
-        turn ^= 1;
-        tile_store(sums[turn], kPanelColumns, count, true);
-        pending = {row, count, panel};
-      }
-    }
-  }
-  finish_block<Y>(args, pending, sums[turn]);
+  const size_t row_bytes = static_cast<size_t>(args.k) * 2;
+  tile_gemm<TileKind::kBf16>(
+      args.x, row_bytes, rows, panels, worker.scratch,
+      [&](int count, bool first) { return PackedPanels(args.weight, row_bytes * kPanelColumns, count, first); },
+      [&](int row, int panel, const float* sums) __attribute__((always_inline)) {
+        finish<Y>(args, row, panel, load(sums), load(sums + kLanes));
+      });
 }
 #endif
 

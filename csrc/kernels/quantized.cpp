@@ -1,5 +1,7 @@
 #include "epilogue.h"
-#include "tiles.h"
+#include "group_tiles.h"
+#include "integers.h"
+#include "tile_gemm.h"
 
 namespace interleaf::INTERLEAF_LEVEL {
 
@@ -9,48 +11,6 @@ namespace {
 constexpr int kIntRows = 8;
 #else
 constexpr int kIntRows = 1;
-#endif
-
-// Sixteen 32-bit integers.
-#if defined(__AVX512F__)
-struct I32x16 {
-  __m512i v;
-};
-INTERLEAF_INLINE I32x16 broadcast_int(int32_t value) { return {_mm512_set1_epi32(value)}; }
-INTERLEAF_INLINE F32x16 to_floats(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
-INTERLEAF_INLINE I32x16 load_ints(const int32_t* source) { return {_mm512_loadu_si512(source)}; }
-INTERLEAF_INLINE I32x16 subtract(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
-INTERLEAF_INLINE F32x16 load_half(const uint16_t* source) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)))};
-}
-#else
-struct I32x16 {
-  int32_t v[16];
-};
-INTERLEAF_INLINE I32x16 broadcast_int(int32_t value) {
-  I32x16 r;
-  for (int i = 0; i < 16; ++i) r.v[i] = value;
-  return r;
-}
-INTERLEAF_INLINE F32x16 to_floats(I32x16 a) {
-  float values[16];
-  for (int i = 0; i < 16; ++i) values[i] = static_cast<float>(a.v[i]);
-  return load(values);
-}
-INTERLEAF_INLINE I32x16 load_ints(const int32_t* source) {
-  I32x16 r;
-  std::memcpy(r.v, source, sizeof r.v);
-  return r;
-}
-INTERLEAF_INLINE I32x16 subtract(I32x16 a, I32x16 b) {
-  for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
-  return a;
-}
-INTERLEAF_INLINE F32x16 load_half(const uint16_t* source) {
-  float values[16];
-  for (int i = 0; i < 16; ++i) values[i] = half_to_float(source[i]);
-  return load(values);
-}
 #endif
 
 // sum += four products a lane, of unsigned by signed bytes.
@@ -291,19 +251,27 @@ void panel_of_rows(const LinearQuantizedArgs& args, int first, int last, int pan
 // kInt8 on tiles: the sums are the same integers.
 template <typename Y>
 void int8_tiles(const LinearQuantizedArgs& args, int rows, Range panels, const Worker& worker) {
-  int32_t* sums = reinterpret_cast<int32_t*>(worker.scratch);
-  TileShape shape;
-  for (int panel = panels.begin; panel < panels.end; ++panel) {
-    const uint8_t* weight = args.weight + static_cast<size_t>(panel) * kPanelColumns * args.k_padded;
-    for (int row = 0; row < rows; row += kBlockRows) {
-      const int count = lower(kBlockRows, rows - row);
-      shape.set(count, kTileDepth);
-      int8_tile_product(args.x + static_cast<ptrdiff_t>(row) * args.k_padded, args.k_padded, count, weight);
-      tile_store(reinterpret_cast<float*>(sums), kPanelColumns, count, true);
-      for (int r = 0; r < count; ++r)
-        finish<Y>(args, row + r, panel, scale_sums(args, load_ints(sums + r * kPanelColumns), row + r, panel, 0),
-                  scale_sums(args, load_ints(sums + r * kPanelColumns + kLanes), row + r, panel, 1));
-    }
+  const size_t row_bytes = static_cast<size_t>(args.k_padded);
+  tile_gemm<TileKind::kInt8>(
+      args.x, row_bytes, rows, panels, worker.scratch,
+      [&](int count, bool first) { return PackedPanels(args.weight, row_bytes * kPanelColumns, count, first); },
+      [&](int row, int panel, const float* sums) __attribute__((always_inline)) {
+        const int32_t* ints = reinterpret_cast<const int32_t*>(sums);
+        finish<Y>(args, row, panel, scale_sums(args, load_ints(ints), row, panel, 0),
+                  scale_sums(args, load_ints(ints + kLanes), row, panel, 1));
+      });
+}
+
+constexpr int kRowsForTiles = 2 * kIntRows;  // from here on tiles are faster than vectors, whose bits they give
+
+template <typename Y>
+void quantized_tiles(const LinearQuantizedArgs& args, int rows, Range panels, const Worker& worker) {
+  switch (args.format) {
+    case Format::kInt8: return int8_tiles<Y>(args, rows, panels, worker);
+    case Format::kGroup4: return group_tiles<Y, Format::kGroup4>(args, rows, panels, worker.scratch);
+    case Format::kGroup4Min: return group_tiles<Y, Format::kGroup4Min>(args, rows, panels, worker.scratch);
+    case Format::kGroup8: return group_tiles<Y, Format::kGroup8>(args, rows, panels, worker.scratch);
+    case Format::kGroup8Min: return group_tiles<Y, Format::kGroup8Min>(args, rows, panels, worker.scratch);
   }
 }
 #endif
@@ -312,7 +280,7 @@ template <typename Y>
 void linear_quantized_to(const LinearQuantizedArgs& args, int rows, const Worker& worker) {
   const Range panels = part_of(num_panels(args), worker);
 #if defined(__AMX_BF16__)
-  if (args.format == Format::kInt8) return int8_tiles<Y>(args, rows, panels, worker);
+  if (args.format == Format::kInt8 || rows >= kRowsForTiles) return quantized_tiles<Y>(args, rows, panels, worker);
 #endif
   constexpr int kRowStep = 64;
   for (int first = 0; first < rows; first += kRowStep)

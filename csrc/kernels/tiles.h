@@ -61,7 +61,7 @@ INTERLEAF_INLINE void tile_product(const bf16* a, ptrdiff_t lda, int rows, int s
   if (rows <= kTileRows) {
     for (int step = 0; step < steps; ++step) {
       const TileColumns b = columns(step);
-    ahead(step);
+      ahead(step);
       _tile_loadd(6, b.low, b.stride);
       _tile_loadd(7, b.high, b.stride);
       _tile_loadd(4, a + step * depth, a_stride);
@@ -88,28 +88,6 @@ INTERLEAF_INLINE void tile_product(const bf16* a, ptrdiff_t lda, int rows, int s
 }
 
 INTERLEAF_INLINE void nothing_ahead(int) {}
-
-// The same for unsigned rows of A and one panel of signed weights [k/4][32][4]: sums of integers. k is a multiple of 64.
-INTERLEAF_INLINE void int8_tile_product(const uint8_t* a, int k, int rows, const uint8_t* panel) {
-  const size_t a_stride = static_cast<size_t>(k), b_stride = 128;
-  const uint8_t* a2 = a + static_cast<ptrdiff_t>(kTileRows) * k;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int i = 0; i < k; i += 64) {
-    const uint8_t* b = panel + static_cast<ptrdiff_t>(i) * kPanelColumns;
-    _tile_loadd(6, b, b_stride);
-    _tile_loadd(7, b + 64, b_stride);
-    _tile_loadd(4, a + i, a_stride);
-    _tile_dpbusd(0, 4, 6);
-    _tile_dpbusd(1, 4, 7);
-    if (rows <= kTileRows) continue;
-    _tile_loadd(5, a2 + i, a_stride);
-    _tile_dpbusd(2, 5, 6);
-    _tile_dpbusd(3, 5, 7);
-  }
-}
 
 // Writes tiles 0-3 as `rows` rows of 32 floats (16 without `both`), `stride` floats apart.
 INTERLEAF_INLINE void tile_store(float* sums, ptrdiff_t stride, int rows, bool both) {

@@ -82,6 +82,20 @@ def test_a_row_does_not_depend_on_its_neighbours(level: str, dtype: str) -> None
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_rows_too_long_for_a_cache(level: str) -> None:
+    """Where many long rows do not fit a cache, k is cut into slices: the bits stay those of one row."""
+    torch.manual_seed(5)
+    ops, reference, inputs = cpu_ops(level, "bfloat16", threads=1), ReferenceOps("bfloat16"), model_input()
+    rows, n, k = 131, 300, 4256
+    x, part = torch.randn(rows, k).bfloat16().float(), host_tensor(torch.randn(n, k))
+    weight, source = ops.linear_weight([part]), activation(ops, x)
+    together = run(ops, lambda: ops.linear(source, weight), rows, inputs)
+    assert_close(together, reference.linear(x, reference.linear_weight([part])), "float32")
+    alone = run(ops, lambda: ops.linear(source, weight), 1, inputs)
+    assert torch.equal(together[0], alone[0])
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("stored", ["bfloat16", "float32", "float16"])
 @pytest.mark.parametrize("scale", [1.0, 25.298])
