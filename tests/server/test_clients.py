@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -158,8 +159,84 @@ def test_embeddings(client: openai.OpenAI) -> None:
     assert refused.value.param == "dimensions"
 
 
+@pytest.mark.anyio
+async def test_the_async_client(url: str) -> None:
+    asked: Any = {"model": MODEL, "temperature": 0}
+    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as client:
+        whole = await client.chat.completions.create(messages=HI, max_completion_tokens=6, **asked)
+        stream = await client.chat.completions.create(messages=HI, max_completion_tokens=6, stream=True, **asked)
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+        assert text == whole.choices[0].message.content and whole.service_tier == "default"
+        written = await client.completions.create(prompt="The", max_tokens=4, **asked)
+        pieces = await client.completions.create(prompt="The", max_tokens=4, stream=True, **asked)
+        assert "".join([chunk.choices[0].text async for chunk in pieces]) == written.choices[0].text
+        async with client.responses.stream(input="The dog", max_output_tokens=4, **asked) as events:
+            assert [event.type async for event in events][-1] == "response.incomplete"
+        assert [model.id async for model in client.models.list()] == [MODEL]
+        assert len((await client.embeddings.create(model=MODEL, input="x")).data) == 1
+        requests = [client.completions.create(prompt="The", max_tokens=4, **asked) for _ in range(20)]
+        assert {one.choices[0].text for one in await asyncio.gather(*requests)} == {written.choices[0].text}
+
+
+def test_every_documented_field_is_taken(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model=MODEL,
+        messages=HI,
+        frequency_penalty=0.1,
+        logit_bias={"5": 1},
+        logprobs=True,
+        max_completion_tokens=3,
+        metadata={"a": "b"},
+        modalities=["text"],
+        n=2,
+        parallel_tool_calls=True,
+        prediction={"type": "content", "content": "x"},
+        presence_penalty=0.1,
+        prompt_cache_key="k",
+        reasoning_effort="low",
+        response_format={"type": "text"},
+        safety_identifier="s",
+        seed=1,
+        service_tier="auto",
+        stop=["zzz"],
+        store=True,
+        temperature=0.5,
+        top_logprobs=2,
+        top_p=0.9,
+        user="u",
+        verbosity="low",
+        extra_headers={"X-Request-Id": "mine"},
+        extra_body={"a field that nobody knows": 1},
+    )
+    whole = raw.parse()
+    assert raw.headers["x-request-id"] == "mine" and whole.id == "chatcmpl-mine" and len(whole.choices) == 2
+    assert whole.choices[0].logprobs is not None
+    assert all(one.bytes is not None for one in whole.choices[0].logprobs.content or [])
+    with client.completions.with_streaming_response.create(model=MODEL, prompt="x", max_tokens=3) as response:
+        assert response.status_code == 200 and json.loads(response.read())["object"] == "text_completion"
+
+
+def test_responses_in_the_background(client: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "input": "The dog", "background": True, "extra_body": {"ignore_eos": True}}
+    made = client.responses.create(max_output_tokens=8, **asked)
+    kinds = [event.type for event in client.responses.retrieve(made.id, stream=True)]
+    assert kinds[0] == "response.created" and kinds[-1] == "response.incomplete"
+    begun = client.responses.create(max_output_tokens=450, **asked)
+    ended = client.responses.cancel(begun.id)
+    assert ended.status in ("cancelled", "incomplete") and client.responses.retrieve(begun.id).status == ended.status
+    counted = client.responses.input_tokens.count(model=MODEL, input="The dog")
+    done = client.responses.retrieve(made.id)
+    assert done.usage is not None and counted.input_tokens == done.usage.input_tokens
+
+
+def test_more_tokens_than_fit_are_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="is too large") as refused:
+        client.completions.create(model=MODEL, prompt="x", max_tokens=10**6)
+    assert refused.value.param == "max_tokens"
+
+
 def test_batches(client: openai.OpenAI) -> None:
-    line = {"method": "POST", "url": "/v1/completions", "body": {"prompt": "The", "max_tokens": 2}}
+    line = {"method": "POST", "url": "/v1/completions", "body": {"prompt": "The", "max_tokens": 2, "ignore_eos": True}}
     lines = "".join(json.dumps({"custom_id": str(number), **line}) + "\n" for number in range(20))
     file = client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
@@ -171,7 +248,11 @@ def test_batches(client: openai.OpenAI) -> None:
     assert batch.request_counts is not None and batch.request_counts.completed == 20
     assert batch.output_file_id is not None
     assert len(client.files.content(batch.output_file_id).text.splitlines()) == 20
+    assert batch.usage is not None and batch.usage.output_tokens == 40
     assert client.files.list().data and client.batches.list().data
+    assert client.files.retrieve(file.id).filename == "in.jsonl"
+    with pytest.raises(openai.ConflictError):
+        client.batches.cancel(batch.id)
     assert client.files.delete(file.id).deleted
 
 
