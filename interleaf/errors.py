@@ -8,6 +8,7 @@
     │   └── UnsupportedModelError    well-formed, but nothing here can run it
     ├── RequestError                 (ValueError)    one request is wrong; the engine is unharmed
     │   ├── ParameterError           a sampling parameter is out of range or of the wrong type
+    │   │   └── GrammarError         a schema, regex or grammar that the text shall follow cannot be used
     │   ├── PromptTooLongError       the prompt leaves no room in the context
     │   └── OverloadedError          too many requests wait already; ask again later
     ├── InsufficientMemoryError      (MemoryError)   not enough memory for what was asked
@@ -58,6 +59,10 @@ class RequestError(InterleafError, ValueError):
 
 class ParameterError(RequestError):
     """A sampling parameter is out of range or of the wrong type."""
+
+
+class GrammarError(ParameterError):
+    """A schema, regex or grammar that the text shall follow cannot be used."""
 
 
 class PromptTooLongError(RequestError):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from interleaf.engine.core import StepTimes
     from interleaf.frontend.tokenizer import Tokenizer
     from interleaf.loader.checkpoint import Checkpoint
-    from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats
+    from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats, Vocabulary
 
 T = TypeVar("T")
 
@@ -40,6 +40,8 @@ class EngineClient(Protocol):
 
     @property
     def config(self) -> EngineConfig: ...
+
+    def learn(self, vocabulary: Vocabulary) -> None: ...
 
     def add_request(self, request: EngineRequest) -> None: ...
 
@@ -276,6 +278,8 @@ class LLM:
         request_ids = [request.engine_request.request_id for request in requests]
         try:
             with _InterruptLater():
+                if any(request.engine_request.grammar is not None for request in requests):
+                    client.learn(self._processor.vocabulary)
                 for request in requests:
                     client.add_request(request.engine_request)
                     self._outputs.add(request)
@@ -363,6 +367,7 @@ class LLM:
         checkpoint, self._checkpoint = self._checkpoint, None
         if client is not None:
             client.close()
+            self._processor.close()
         if checkpoint is not None:
             checkpoint.close()
 

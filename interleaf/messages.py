@@ -10,8 +10,10 @@ An engine in a process of its own is also sent, and answers, what `ToEngine` and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from itertools import zip_longest
+from typing import Protocol
 
 import msgspec
 
@@ -36,6 +38,7 @@ class EngineRequest(msgspec.Struct, array_like=True, omit_defaults=True, tag=Tru
 
     `request_id` is unique in the engine's lifetime (the frontend makes it; the caller's own id
     stays there). `params.seed` is set. Sequence i of `params.n` samples with `params.seed + i`.
+    With `grammar`, which is made of `params.structured_outputs`, the text follows it (see `interleaf.core.structured`).
     `resumed_token_ids` holds, per sequence, the output tokens that were already delivered: a
     replay after an engine died goes on behind them. With `pooling` the prompt's pooled hidden states
     are wanted and nothing is sampled; `params.n` is 1 then, and there are no prompt logprobs.
@@ -51,6 +54,7 @@ class EngineRequest(msgspec.Struct, array_like=True, omit_defaults=True, tag=Tru
     cache_salt: str | None = None
     resumed_token_ids: list[list[int]] | None = None
     pooling: Pooling | None = None
+    grammar: str | None = None
 
 
 class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -96,12 +100,30 @@ class BlockTableUpdate(msgspec.Struct, array_like=True):
     block_ids: list[int]
 
 
+class TokenMasks(Protocol):
+    """Which tokens may follow, for each sequence that is held to a grammar and samples in a step.
+
+    Bit t % 8 of byte t // 8 of a mask tells whether token t may. A sequence's first mask has the number
+    `place_of[sequence_id]`; the one behind its draft i is i + 1 further. Each has `row_bytes`.
+    """
+
+    @property
+    def place_of(self) -> Mapping[str, int]: ...
+
+    @property
+    def row_bytes(self) -> int: ...
+
+    def wait(self) -> bytearray:
+        """All masks, one behind the other, as soon as they are filled."""
+
+
 class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     """What the worker shall do in one step, as a difference to the step before.
 
     Applied in this order: removals, new requests, block table updates, block copies; then
     `num_scheduled_tokens[sequence_id]` further tokens of each named sequence are computed. A
-    sequence whose tokens are then all computed samples its next token.
+    sequence whose tokens are then all computed samples its next token. `masks` are filled meanwhile; they stay
+    in this process.
 
     `draft_token_ids[sequence_id]` are guesses at the tokens that will follow. They are computed behind the
     sequence's own tokens (which are then all in this step), and count in `total_num_scheduled_tokens`,
@@ -116,6 +138,7 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     removed_sequence_ids: list[str] = []
     total_num_scheduled_tokens: int = 0
     draft_token_ids: dict[str, list[int]] = {}
+    masks: TokenMasks | None = None
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
@@ -247,6 +270,20 @@ class Hello(msgspec.Struct, array_like=True, tag=True):
     """A front end is there; it is answered with `Ready` as soon as the engine can compute."""
 
 
+class Vocabulary(msgspec.Struct, array_like=True, tag=True):
+    """The tokens of a model, which an engine needs to hold texts to grammars; sent before the first request with one.
+
+    Fields:
+        tokenizer: as the `tokenizers` library writes it (JSON).
+        size: token ids from 0; at least the model's.
+        eos_token_ids: may follow where a text may end.
+    """
+
+    tokenizer: str
+    size: int
+    eos_token_ids: list[int]
+
+
 class AbortRequests(msgspec.Struct, array_like=True, tag=True):
     """Drop whole requests; ids of others, or of those that have ended, are ignored."""
 
@@ -313,5 +350,5 @@ class Reply(msgspec.Struct, array_like=True, tag=True):
     error: str | None = None
 
 
-ToEngine = Hello | EngineRequest | AbortRequests | AbortSequences | Ping | Call
+ToEngine = Hello | Vocabulary | EngineRequest | AbortRequests | AbortSequences | Ping | Call
 FromEngine = Ready | StartFailure | EngineOutputs | Pong | Reply

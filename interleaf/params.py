@@ -27,7 +27,7 @@ FLAGS = (
 )
 
 
-MAX_GRAMMAR_CHARACTERS = 1 << 20
+MAX_GRAMMAR_CHARACTERS = 1 << 18
 MAX_SCHEMA_DEPTH = 128
 """Objects and arrays inside one another in a JSON schema or a structural tag."""
 MAX_SCHEMA_PARTS = 100_000

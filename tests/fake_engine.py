@@ -62,6 +62,13 @@ class CharacterBytes:
         return chr(token).encode()
 
 
+class NoBackend:
+    """The library's tokenizer, of which nobody can make anything."""
+
+    def to_str(self) -> str:
+        return "{}"
+
+
 class FakeTokenizer:
     """Token i is character chr(i); token 0 is the end of a sequence, a special token without text."""
 
@@ -69,6 +76,8 @@ class FakeTokenizer:
     bos_token_id = None
     all_special_ids = [EOS]
     special_id_set = frozenset([EOS])
+    special_tokens: list[str] = []
+    backend = NoBackend()
     token_bytes = CharacterBytes()
     chat_template: str | None = "fake"
 

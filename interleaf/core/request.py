@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from interleaf.core.block_hash import root_hash
+from interleaf.core.structured import Grammar, GrammarState
 from interleaf.messages import EngineRequest, FinishReason, NewRequest, TokenLogprobs
 
 PolicyOrder = tuple[int, int, int]
@@ -35,6 +36,7 @@ class RequestGroup:
     sequences: dict[int, Request] = field(default_factory=dict)
     has_pending_forks: bool = False
     prompt_logprobs: list[TokenLogprobs] | None = None
+    grammar: Grammar | None = None
     eos_token_ids: frozenset[int] = field(init=False)
     stop_token_ids: frozenset[int] = field(init=False)
     root_hash: bytes = field(init=False)
@@ -49,6 +51,7 @@ class RequestGroup:
     def new_sequence(self, index: int) -> Request:
         """Make sequence `index`, which goes on behind what was already delivered of it."""
         source = self.source
+        output = list(source.resumed_token_ids[index]) if source.resumed_token_ids else []
         assert source.params.seed is not None, "the frontend sets every request's seed"
         request = Request(
             group=self,
@@ -57,7 +60,8 @@ class RequestGroup:
             seed=wrap_seed(source.params.seed + index),
             order=(self.priority, self.arrival, index),
             prompt_token_ids=source.prompt_token_ids,
-            output_token_ids=list(source.resumed_token_ids[index]) if source.resumed_token_ids else [],
+            output_token_ids=output,
+            grammar=None if self.grammar is None else self.grammar.start(self.stop_token_ids, output),
         )
         self.sequences[index] = request
         return request
@@ -75,6 +79,7 @@ class Request:
         block_hashes: of the leading full blocks, as many as were needed so far.
         num_committed_blocks: leading blocks that were offered to the prefix cache.
         num_cached_tokens: prompt tokens that the first admission found in the prefix cache.
+        grammar: what the text must follow, behind its output tokens.
     """
 
     group: RequestGroup
@@ -84,6 +89,7 @@ class Request:
     order: PolicyOrder
     prompt_token_ids: list[int]
     output_token_ids: list[int]
+    grammar: GrammarState | None = None
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)

@@ -13,6 +13,7 @@ from operator import attrgetter
 from interleaf.config import CacheConfig, SchedulerConfig
 from interleaf.core.kv_manager import KVManager
 from interleaf.core.request import Request, RequestGroup, RequestStatus
+from interleaf.core.structured import Grammar, MaskRequest
 from interleaf.errors import PromptTooLongError, RequestError
 from interleaf.messages import (
     BlockTableUpdate,
@@ -23,6 +24,9 @@ from interleaf.messages import (
     SchedulerStats,
     StepOutput,
 )
+
+MAX_FORCED_DRAFTS = 32
+"""Of a sequence in a step."""
 
 policy_order = attrgetter("order")
 
@@ -52,13 +56,14 @@ class Scheduler:
         self._num_arrivals = 0
         self._drafts: dict[str, list[int]] = {}
         """Guesses at the next tokens of sequences, from the last step's results."""
+        self._num_structured = 0
         self._stats = SchedulerStats(num_blocks=cache_config.num_blocks)
         assert scheduler_config.enable_chunked_prefill or (
             scheduler_config.max_num_batched_tokens >= scheduler_config.max_model_len
         ), "without chunked prefill every prompt must fit in one step"
 
-    def add_request(self, engine_request: EngineRequest) -> None:
-        """Queue a request.
+    def add_request(self, engine_request: EngineRequest, grammar: Grammar | None = None) -> None:
+        """Queue a request; `grammar` is its own, compiled.
 
         With `resumed_token_ids` its sequences go on behind the tokens that were already delivered;
         those that had ended with them are left out, as their finish reason was delivered too.
@@ -70,7 +75,7 @@ class Scheduler:
         self._check(engine_request)
         params = engine_request.params
         priority = engine_request.priority if self._config.policy == "priority" else 0
-        group = RequestGroup(engine_request, priority, self._num_arrivals)
+        group = RequestGroup(engine_request, priority, self._num_arrivals, grammar=grammar)
         self._num_arrivals += 1
         if any(engine_request.resumed_token_ids or ()):
             self._add_resumed(group)
@@ -111,6 +116,18 @@ class Scheduler:
         output.removed_sequence_ids = self._removed_sequence_ids
         self._removed_sequence_ids = []
         return output
+
+    def masks_wanted(self, scheduled: SchedulerOutput) -> list[MaskRequest]:
+        """The sequences with a grammar that will sample in a step."""
+        if not self._num_structured:
+            return []
+        forks = (new.sequence_id for new in scheduled.new_requests if new.fork_of is not None)
+        return [
+            MaskRequest(sequence_id, request.grammar, scheduled.draft_token_ids.get(sequence_id, []))
+            for sequence_id in (*scheduled.num_scheduled_tokens, *forks)
+            if (request := self._sequences[sequence_id]).grammar is not None
+            and request.num_computed_tokens + scheduled.num_scheduled_tokens.get(sequence_id, 0) == request.num_tokens
+        ]
 
     def update(self, scheduler_output: SchedulerOutput, step_output: StepOutput) -> list[EngineOutput]:
         """Take in a step's results; return the news of each sequence that has some.
@@ -225,6 +242,7 @@ class Scheduler:
     def _enqueue(self, request: Request) -> None:
         assert request.sequence_id not in self._sequences, "sequence ids are unique"
         self._sequences[request.sequence_id] = request
+        self._num_structured += request.grammar is not None
         insort(self._waiting, request, key=policy_order)
 
     def _schedule_running(self, output: SchedulerOutput) -> int:
@@ -341,6 +359,7 @@ class Scheduler:
             child.num_computed_tokens = child.num_prompt_tokens
             child.num_cached_tokens = parent.num_cached_tokens
             self._sequences[child.sequence_id] = child
+            self._num_structured += child.grammar is not None
             insort(self._running, child, key=policy_order)
             output.new_requests.append(child.as_new_request(fork_of=parent.sequence_id))
         self._queue_forks(group, 1 + num_started)
@@ -353,6 +372,8 @@ class Scheduler:
 
     def _schedule_drafts(self, output: SchedulerOutput) -> None:
         """Try drafts with what budget and blocks everybody else leaves; nobody is preempted for them."""
+        if self._num_structured:
+            self._draft_by_grammar(output)
         for sequence_id, drafts in self._drafts.items():
             num_tokens = output.num_scheduled_tokens.get(sequence_id, 0)
             request = self._sequences.get(sequence_id)
@@ -370,6 +391,19 @@ class Scheduler:
                 output.draft_token_ids[sequence_id] = drafts[:num_drafts]
                 output.total_num_scheduled_tokens += num_drafts
         self._drafts = {}
+
+    def _draft_by_grammar(self, output: SchedulerOutput) -> None:
+        """Drafts of sequences with a grammar: the tokens that it forces, else what it lets through of the guesses."""
+        for sequence_id in output.num_scheduled_tokens:
+            request = self._sequences[sequence_id]
+            # Behind a prompt, blocks may be shared with forks that write there too.
+            if request.grammar is None or not request.output_token_ids:
+                continue
+            forced = [] if request.group.source.params.speculative is False else request.grammar.forced()
+            if forced:
+                self._drafts[sequence_id] = forced[:MAX_FORCED_DRAFTS]
+            elif sequence_id in self._drafts:
+                self._drafts[sequence_id] = request.grammar.fitting(self._drafts[sequence_id])
 
     def _count_drafts(self, num_drafts: int, num_accepted: int) -> None:
         stats = self._stats
@@ -398,6 +432,9 @@ class Scheduler:
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
             return
+        if request.grammar is not None and (error := request.grammar.error) is not None:
+            outputs.append(self._finish_failed(request, f"The grammar cannot be followed: {error}"))
+            return
         new_token_ids: list[int] = []
         stop = None
         for token_id in step_output.sampled_token_ids[sequence_id]:
@@ -410,6 +447,8 @@ class Scheduler:
             # All but the last are accepted drafts, which are computed.
             request.num_computed_tokens += min(num_drafts, len(new_token_ids) - 1)
             self._kv.commit(request)
+        if request.grammar is not None:
+            request.grammar.accept(new_token_ids)
         self._stats.num_generation_tokens += len(new_token_ids)
         output = EngineOutput(
             request.group.source.request_id, request.index, new_token_ids, num_cached_tokens=request.num_cached_tokens
@@ -437,7 +476,7 @@ class Scheduler:
         )
 
     def _finish_failed(self, request: Request, error: str) -> EngineOutput:
-        """The end of a sequence that the worker cannot go on with."""
+        """The end of a sequence that cannot go on."""
         self._retire(request)
         return EngineOutput(
             request.group.source.request_id, request.index, [], finish_reason=FinishReason.ERROR, error=error
@@ -461,6 +500,7 @@ class Scheduler:
         request.status = RequestStatus.FINISHED
         group = request.group
         del self._sequences[request.sequence_id]
+        self._num_structured -= request.grammar is not None
         del group.sequences[request.index]
         if not group.sequences:
             del self._groups[group.source.request_id]

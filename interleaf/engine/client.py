@@ -8,7 +8,7 @@ from interleaf.config import EngineArgs, EngineConfig, draft_quantization, free_
 from interleaf.engine.core import EngineCore, StepTimes
 from interleaf.errors import EngineDeadError, InterleafError
 from interleaf.loader.checkpoint import Checkpoint, open_checkpoint
-from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats
+from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats, Vocabulary
 from interleaf.models.registry import check_architecture
 from interleaf.speculative_config import parse_speculative_config
 from interleaf.worker.logits.custom import load_custom
@@ -71,6 +71,10 @@ class InProcessClient:
         if self._core is None:
             raise EngineDeadError("The engine is closed: make a new LLM to generate more.")
         return self._core
+
+    def learn(self, vocabulary: Vocabulary) -> None:
+        """Tell the model's tokens, before the first request with a grammar."""
+        self.core.grammars.learn(vocabulary)
 
     def add_request(self, request: EngineRequest) -> None:
         self.core.add_request(request)

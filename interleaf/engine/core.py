@@ -13,7 +13,18 @@ from typing import Protocol
 
 from interleaf.config import EngineConfig
 from interleaf.core.scheduler import Scheduler
-from interleaf.messages import EngineOutputs, EngineRequest, SchedulerOutput, SchedulerStats, StepOutput
+from interleaf.core.structured import MaskFiller
+from interleaf.engine.grammars import GrammarQueue
+from interleaf.errors import GrammarError, RequestError
+from interleaf.messages import (
+    EngineOutput,
+    EngineOutputs,
+    EngineRequest,
+    FinishReason,
+    SchedulerOutput,
+    SchedulerStats,
+    StepOutput,
+)
 
 
 class Executor(Protocol):
@@ -41,6 +52,8 @@ class StepTimes:
 class EngineCore:
     def __init__(self, config: EngineConfig, executor: Executor) -> None:
         self._scheduler = Scheduler(config.scheduler, config.cache)
+        self.grammars = GrammarQueue()
+        self._masks = MaskFiller(config.threads)
         self._executor: Executor | None = executor
         self._times = StepTimes()
         self._admitted: dict[str, float] = {}
@@ -51,10 +64,32 @@ class EngineCore:
         Raises:
             RequestError: the request can never run here.
         """
-        self._scheduler.add_request(request)
+        grammar = None
+        if request.grammar is not None:
+            grammar = self.grammars.add(request)
+            if grammar is None:
+                return
+        self._scheduler.add_request(request, grammar)
+
+    def admit_compiled(self, block: bool = False) -> list[EngineOutput]:
+        """Queue the requests whose grammar is compiled by now; return the ends of those that cannot run.
+
+        Args:
+            block: sleep until there is such a request, if any waits for its grammar.
+        """
+        refused = []
+        for request, grammar in self.grammars.take_ready(block):
+            try:
+                if isinstance(grammar, GrammarError):
+                    raise grammar
+                self._scheduler.add_request(request, grammar)
+            except RequestError as error:
+                refused += ending(request, FinishReason.ERROR, str(error))
+        return refused
 
     def abort(self, request_ids: list[str]) -> None:
         """End requests; unknown or finished ones are ignored."""
+        self.grammars.abort(request_ids)
         self._scheduler.abort(request_ids)
 
     def abort_sequences(self, sequence_ids: list[str]) -> None:
@@ -63,17 +98,24 @@ class EngineCore:
 
     def has_request(self, request_id: str) -> bool:
         """Whether any sequence of the request is unfinished."""
-        return self._scheduler.has_request(request_id)
+        return self._scheduler.has_request(request_id) or request_id in self.grammars
 
     def has_unfinished(self) -> bool:
-        return self._scheduler.has_unfinished()
+        return self._scheduler.has_unfinished() or bool(self.grammars)
+
+    def has_work(self) -> bool:
+        """Whether there is anything to do now: not if all that is left waits for grammars."""
+        return self._scheduler.has_unfinished() or self.grammars.has_ready
 
     def step(self) -> EngineOutputs:
         """Compute the next tokens of whatever can run, and tell the news."""
+        refused = self.admit_compiled(block=not self._scheduler.has_unfinished()) if self.grammars else []
         scheduled = self.schedule()
         if scheduled.total_num_scheduled_tokens == 0:
-            return EngineOutputs(stats=self.stats())
-        return self.update(scheduled, self.execute(scheduled))
+            return EngineOutputs(refused, stats=self.stats())
+        news = self.update(scheduled, self.execute(scheduled))
+        news.outputs += refused
+        return news
 
     def schedule(self) -> SchedulerOutput:
         """Choose what the next step computes."""
@@ -81,6 +123,9 @@ class EngineCore:
         scheduled = self._scheduler.schedule()
         for sequence_id in scheduled.removed_sequence_ids:
             self._admitted.pop(sequence_id, None)
+        wanted = self._scheduler.masks_wanted(scheduled)
+        if wanted:
+            scheduled.masks = self._masks.fill(wanted)
         if scheduled.new_requests:
             self._admitted |= dict.fromkeys((new.sequence_id for new in scheduled.new_requests), time.monotonic())
         self._times.schedule += time.perf_counter() - begin
@@ -125,7 +170,9 @@ class EngineCore:
             self._executor = make_executor()
 
     def stats(self) -> SchedulerStats:
-        return self._scheduler.stats()
+        stats = self._scheduler.stats()
+        stats.num_waiting += len(self.grammars)
+        return stats
 
     def step_times(self) -> StepTimes:
         """Where the time went since the start."""
@@ -143,6 +190,16 @@ class EngineCore:
         return self._scheduler.reset_prefix_cache()
 
     def close(self) -> None:
+        self._masks.close()
+        self.grammars.close()
         if self._executor is not None:
             self._executor.close()
             self._executor = None
+
+
+def ending(request: EngineRequest, reason: FinishReason, error: str | None) -> list[EngineOutput]:
+    """The end of a request that is not computed."""
+    return [
+        EngineOutput(request.request_id, index, [], finish_reason=reason, error=error)
+        for index in range(request.params.n)
+    ]

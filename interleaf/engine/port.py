@@ -51,7 +51,7 @@ class Port:
         self._bell.connect("inproc://outbox")
         self._parent_fd = parent_fd
         self._on_parent_death = on_parent_death
-        self._inbox: queue.SimpleQueue[Received] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
         self._outbox: deque[tuple[Identity, FromEngine]] = deque()
         self._vanished: deque[Identity] = deque()
         self._busy_since: float | None = None
@@ -60,8 +60,8 @@ class Port:
         self._thread.start()
 
     def receive(self, block: bool) -> list[Received]:
-        """Everything that has come in; with `block`, sleep until there is something."""
-        received: list[Received] = []
+        """Everything that has come in; with `block`, sleep until there is something, or `wake` is called."""
+        received: list[Received | None] = []
         if block and self._inbox.empty():
             self._busy_since = None
             received.append(self._inbox.get())
@@ -69,7 +69,11 @@ class Port:
         with contextlib.suppress(queue.Empty):
             while True:
                 received.append(self._inbox.get_nowait())
-        return received
+        return [message for message in received if message is not None]
+
+    def wake(self) -> None:
+        """End the sleep in `receive`; may be called in any thread."""
+        self._inbox.put(None)
 
     def send(self, messages: list[tuple[Identity, FromEngine]]) -> None:
         """Hand messages over; they are encoded and sent by the port's thread."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from interleaf.engine import wire
-from interleaf.engine.core import EngineCore, Executor
+from interleaf.engine.core import EngineCore, Executor, ending
 from interleaf.engine.port import Identity, Port
 from interleaf.engine.request_check import check_request
 from interleaf.engine.step_record import StepRecorder
@@ -42,6 +42,7 @@ from interleaf.messages import (
     SchedulerStats,
     StartFailure,
     ToEngine,
+    Vocabulary,
 )
 from interleaf.observe import configure_logging, get_logger
 
@@ -72,6 +73,7 @@ class EngineLoop:
         self._core = core
         self._before = start.before
         self._port = port
+        core.grammars.on_ready = port.wake
         self._record_path = start.step_record
         self._recorder = StepRecorder(Path(start.step_record), ready.config.scheduler.max_num_seqs)
         self._front_end_of: dict[str, Identity] = {}
@@ -94,6 +96,9 @@ class EngineLoop:
     def run(self) -> None:
         while not self._stopping:
             self.receive()
+            refused = self._core.admit_compiled() if self._core.grammars else []
+            if refused:
+                self.send(EngineOutputs(refused))
             if self._has_work() and not self._stopping:
                 scheduled = self._core.schedule()
                 if scheduled.total_num_scheduled_tokens:
@@ -139,7 +144,7 @@ class EngineLoop:
         self._port.send(messages)
 
     def _has_work(self) -> bool:
-        return self._core.has_unfinished() and not self._core.sleeping
+        return self._core.has_work() and not self._core.sleeping
 
     def _tell_idle(self) -> None:
         """Gauges would else stay as they were in the last step, however many requests were aborted since."""
@@ -158,6 +163,8 @@ class EngineLoop:
         match message:
             case EngineRequest():
                 self._add(identity, message)
+            case Vocabulary():
+                self._core.grammars.learn(message)
             case AbortRequests(request_ids):
                 self._abort([name for name in request_ids if self._front_end_of.get(name) == identity])
             case AbortSequences(sequence_ids):
@@ -182,13 +189,13 @@ class EngineLoop:
             self._core.add_request(request)
         except RequestError as error:
             logger.warning("a request was refused: %s", error)
-            self._port.send([(identity, _ending(request, FinishReason.ERROR, str(error)))])
+            self._port.send([(identity, EngineOutputs(ending(request, FinishReason.ERROR, str(error))))])
             return
         if self._core.has_request(request.request_id):
             self._front_end_of[request.request_id] = identity
         else:
             # A replay in an engine with a shorter context, in which all its sequences are at their end.
-            self._port.send([(identity, _ending(request, FinishReason.LENGTH, None))])
+            self._port.send([(identity, EngineOutputs(ending(request, FinishReason.LENGTH, None)))])
 
     def _abort(self, request_ids: list[str]) -> None:
         self._core.abort(request_ids)
@@ -316,16 +323,6 @@ def _end_without_parent(start: wire.EngineStart) -> None:
     with contextlib.suppress(OSError):
         directory.rmdir()
     os._exit(0)
-
-
-def _ending(request: EngineRequest, reason: FinishReason, error: str | None) -> EngineOutputs:
-    """The end of a request that is not computed."""
-    return EngineOutputs(
-        [
-            EngineOutput(request.request_id, index, [], finish_reason=reason, error=error)
-            for index in range(request.params.n)
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class Connection:
         lost: resolves with a reason once the engine is gone.
         last_heard: when the engine last said anything, in seconds of the monotonic clock.
         last_news: the same of what its loop said, not of answers to pings.
+        knows_vocabulary: whether the engine was sent one here.
     """
 
     def __init__(self, address: str, on_outputs: Callable[[EngineOutputs], None]) -> None:
@@ -60,6 +61,7 @@ class Connection:
         self.ready: asyncio.Future[Ready] = self._loop.create_future()
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self.last_heard = self.last_news = time.monotonic()
+        self.knows_vocabulary = False
         self._on_outputs = on_outputs
         self._number = 0
         self._replies: dict[int, asyncio.Future[Answer]] = {}

@@ -14,6 +14,7 @@ from interleaf.messages import EngineRequest
 from interleaf.reasoning import ReasoningMarkers
 
 MAX_ID_CHARACTERS = 200
+MAX_GRAMMAR_CHARACTERS = 1 << 20
 
 
 def check_request(request: EngineRequest, config: EngineConfig) -> None:
@@ -29,6 +30,8 @@ def check_request(request: EngineRequest, config: EngineConfig) -> None:
     for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
         if count is not None and count > vocab_size:
             raise RequestError(f"{name} is larger than the vocabulary.", name)
+    if request.grammar is not None and len(request.grammar) > MAX_GRAMMAR_CHARACTERS:
+        raise RequestError("The grammar is too large.", "grammar")
     resumed = request.resumed_token_ids or []
     if request.pooling is not None and (params.n != 1 or params.prompt_logprobs is not None or resumed):
         raise RequestError("A request for an embedding has one sequence, which generates nothing.", "pooling")

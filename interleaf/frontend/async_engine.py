@@ -222,6 +222,8 @@ class AsyncEngine:
         self._engine_up.set()
         if self._supervisor is not None:
             await self._supervisor.stop()
+        if self._processor is not None:
+            await asyncio.to_thread(self._processor.close)
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
 
@@ -516,7 +518,8 @@ class AsyncEngine:
             raise self._dead
 
     async def _process(self, request: RequestInput) -> ProcessedRequest:
-        if _is_large(request.prompt):
+        structured = isinstance(request.params, SamplingParams) and request.params.structured_outputs is not None
+        if structured or _is_large(request.prompt):
             return await asyncio.to_thread(self.processor.process, request)
         return self.processor.process(request)
 
@@ -541,7 +544,11 @@ class AsyncEngine:
                 return
             connection = self._connection()
             for request_id in self._recovery.next_to_send():
-                _send(connection, self._streams[request_id])
+                stream = self._streams[request_id]
+                if stream.request.grammar is not None and not connection.knows_vocabulary:
+                    connection.send(self.processor.vocabulary)
+                    connection.knows_vocabulary = True
+                _send(connection, stream)
 
     def _look_for_turn(self) -> None:
         self._turn = None

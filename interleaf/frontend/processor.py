@@ -10,12 +10,15 @@ import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from interleaf.config import EngineConfig
-from interleaf.errors import CorruptCheckpointError, ParameterError, PromptTooLongError, RequestError
+from interleaf.errors import CorruptCheckpointError, GrammarError, ParameterError, PromptTooLongError, RequestError
+from interleaf.frontend.grammar import SUBJECTS, grammar_source
+from interleaf.frontend.grammar_check import GrammarChecker
 from interleaf.frontend.reasoning_families import markers_behind
-from interleaf.messages import EngineRequest
+from interleaf.messages import EngineRequest, Vocabulary
 from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
 from interleaf.worker.logits.custom import ProcessorClass, validate_params
 
@@ -100,8 +103,19 @@ class Processor:
         self._generation_config = generation_config
         self._logits_processors = logits_processors
         self._eos_token_ids = _eos_token_ids(config, tokenizer, generation_config)
+        self._checker = GrammarChecker(lambda: self.vocabulary)
         self._counter = itertools.count()
         self._seeds = random.Random(config.seed if stream == 0 else f"{config.seed} {stream}")
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the engine must know to hold texts to grammars. Takes up to a second for a large vocabulary."""
+        size = max(self._vocab_size, len(self.tokenizer))
+        return Vocabulary(self.tokenizer.backend.to_str(), size, self._eos_token_ids)
+
+    def close(self) -> None:
+        """End the process that checks grammars, if there is one."""
+        self._checker.close()
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -189,8 +203,24 @@ class Processor:
             priority=request.priority,
             cache_salt=salt,
             pooling=None if pooling is None else pooling.pooling or "last",
+            grammar=self._grammar(params),
         )
         return ProcessedRequest(engine_request, text, request.request_id or "", pooling)
+
+    def _grammar(self, params: SamplingParams) -> str | None:
+        """The checked grammar of what the text must look like; the engine needs nothing else of it."""
+        structure, params.structured_outputs = params.structured_outputs, None
+        if structure is None:
+            return None
+        kind = structure.constraint
+        try:
+            source = grammar_source(structure, self.tokenizer.special_tokens)
+            self._checker.check(source)
+        except GrammarError as error:
+            raise GrammarError(
+                str(error).replace("The grammar", f"The {SUBJECTS[kind]}", 1), error.param or kind
+            ) from None
+        return source
 
     def _issue(self, draft: ProcessedRequest) -> ProcessedRequest:
         request = draft.engine_request

@@ -475,6 +475,8 @@ def _told_again(response: ResponseObject, body: ResponseRequest) -> ResponseObje
     response.tools = [tool.model_dump() for tool in body.tools or ()]
     choice = body.tool_choice
     response.tool_choice = choice.model_dump(exclude_none=True) if isinstance(choice, ApiModel) else choice or "auto"
+    if body.text is not None:
+        response.text = body.text.model_dump(by_alias=True, exclude_none=True)
     if body.reasoning is not None:
         response.reasoning = {"effort": body.reasoning.effort, "summary": None}
     return response

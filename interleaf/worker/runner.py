@@ -20,6 +20,7 @@ from interleaf.worker.pooler import Pooler
 from interleaf.worker.sampler import Sampler
 from interleaf.worker.spec_decode.proposer import StepView
 from interleaf.worker.spec_decode.speculator import Speculator
+from interleaf.worker.token_masks import StepMasks
 
 
 @dataclass(slots=True)
@@ -103,6 +104,7 @@ class Runner:
             return output
         layout = self._lay_out(scheduled)
         size = StepSize(int(layout.counts.sum()), len(layout.rows))
+        self._sampler.masks = StepMasks.of(scheduled.masks, self._batch.row_of, self._batch.num_tokens)
         self._body.run(size)
         computed = self._batch.num_computed_tokens[layout.rows] + layout.counts - layout.num_drafts
         complete = (computed == self._batch.num_tokens[layout.rows]) & self._batch.samples[layout.rows]

@@ -17,6 +17,7 @@ from interleaf.ops import LogprobsOutput, Ops
 from interleaf.worker.batch import NO_LOGPROBS, Batch
 from interleaf.worker.logits.chain import LogitsChain
 from interleaf.worker.spec_decode.rejection import DraftDistributions
+from interleaf.worker.token_masks import StepMasks
 
 
 class Sampler:
@@ -38,6 +39,8 @@ class Sampler:
         self._batch = batch
         self._chain = LogitsChain(config, custom)
         self._drafts = drafts
+        self.masks: StepMasks | None = None
+        """Of the present step, if any of its sequences is held to a grammar."""
 
     def add(self, row: int, request: NewRequest) -> None:
         self._chain.add(row, request)
@@ -72,11 +75,16 @@ class Sampler:
         batch, chain = self._batch, self._chain
         wanting = np.flatnonzero(batch.num_logprobs[rows] != NO_LOGPROBS)
         active = chain.active
+        masked = [] if self.masks is None else self.masks.places(rows, positions)
         raw, raw_rows = logits, wanting
-        if active:
+        if active or masked:
             # Logprobs are of the raw logits: keep the rows that want them.
             raw, raw_rows = logits[wanting], np.arange(len(wanting))
+        unchanged = {i: logits[i].copy() for i, _ in masked} if active else {}
+        if active:
             chain.apply(logits, rows.tolist(), again)
+        if self.masks is not None:
+            self.masks.apply(logits, unchanged, masked)
         sampling = batch.sampling(rows, positions)
         tokens = self._ops.sample(logits, sampling)
         if self._drafts is not None:

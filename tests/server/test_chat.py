@@ -136,7 +136,6 @@ async def test_without_a_limit_the_context_is_filled(client: httpx.AsyncClient) 
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"thinking_token_budget": -1}, "thinking_token_budget"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),

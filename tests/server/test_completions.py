@@ -193,8 +193,6 @@ async def test_fields_arrive(client: httpx.AsyncClient, engine: FakeAsyncEngine)
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"stream_options": {}}, "stream_options"),
         ({"priority": 1}, "priority"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"guided_json": {"type": "object"}}, "guided_json"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"allowed_token_ids": [500]}, "allowed_token_ids"),
         ({"request_id": "a b"}, "request_id"),

@@ -196,7 +196,6 @@ async def test_failures(client: httpx.AsyncClient, engine: FakeAsyncEngine) -> N
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "messages"),
         ({"input": [{"role": "user", "content": [{"text": "x"}]}]}, "content.0.type"),
         ({"input": [{"role": "", "content": "x"}]}, "role"),
-        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),

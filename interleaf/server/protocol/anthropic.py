@@ -63,9 +63,14 @@ class Thinking(ApiModel):
     without_effect: ClassVar[dict[str, str]] = {"display": "reasoning is told as it is"}
 
 
+class OutputFormat(ApiModel):
+    type: Literal["json_schema"]
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
 class OutputConfig(ApiModel):
     effort: str | None = None
-    format: dict[str, Any] | None = None
+    format: OutputFormat | None = None
 
 
 class CountTokensRequest(ApiModel):
@@ -88,8 +93,6 @@ class CountTokensRequest(ApiModel):
             tool.check_fields()
             if tool.type not in (None, "custom"):
                 raise bad_request(f"Tools of type {tool.type[:100]!r} are not run here.", "tools")
-        if self.output_config is not None and self.output_config.format is not None:
-            raise bad_request("output_config must not have a format: structured output is not available.")
 
 
 class MessagesRequest(CountTokensRequest):
@@ -109,7 +112,12 @@ class MessagesRequest(CountTokensRequest):
             top_p=self.top_p,
             top_k=self.top_k,
             priority=self.priority,
+            structured_outputs=self._structure(),
         )
+
+    def _structure(self) -> dict[str, Any] | None:
+        wanted = self.output_config and self.output_config.format
+        return {"json": wanted.json_schema} if wanted else None
 
 
 class TextBlock(msgspec.Struct, tag_field="type", tag="text"):

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema
 
 from interleaf.observe import get_logger
-from interleaf.params import SamplingParams
+from interleaf.params import SamplingParams, StructuredOutputsParams
 from interleaf.server.errors import bad_request
 
 logger = get_logger(__name__)
@@ -27,21 +27,17 @@ NOT_SUPPORTED = {
     "context_management": "conversations are taken as they are",
     "function_call": "use tool_choice",
     "functions": "use tools",
-    "guided_choice": "structured output is not available",
-    "guided_grammar": "structured output is not available",
-    "guided_json": "structured output is not available",
-    "guided_regex": "structured output is not available",
     "kv_transfer_params": "caches cannot be handed to other servers",
     "logits_processors": "no code is taken from requests",
     "mcp_servers": "no tool is run here",
     "moderation": "this server moderates nothing",
-    "structured_outputs": "structured output is not available",
     "use_beam_search": "beam search is not available",
     "web_search_options": "this server searches no web",
 }
 """Fields whose being ignored would change the answer: field -> why it is refused."""
 
 WITHOUT_EFFECT = {
+    "guided_decoding_backend": "there is one",
     "metadata": "nothing is kept of it",
     "prediction": "it would change nothing in the answer",
     "prompt_cache_key": "every prefix is cached",
@@ -91,10 +87,15 @@ class ApiModel(BaseModel):
             if name in NOT_SUPPORTED:
                 if value:
                     raise bad_request(f"{name} is not supported: {NOT_SUPPORTED[name]}.", name, "unsupported_parameter")
-            elif name not in _reported and len(_reported) < MAX_REPORTED_FIELDS:
-                _reported.add(name)
-                reason = self.without_effect.get(name, "it is not known")
-                logger.warning("The field %.100r of a request has no effect: %s.", name, reason)
+            else:
+                report_ignored(name, self.without_effect.get(name, "it is not known"))
+
+
+def report_ignored(name: str, reason: str) -> None:
+    """Log, once for each name, that a field of a request changes nothing."""
+    if name not in _reported and len(_reported) < MAX_REPORTED_FIELDS:
+        _reported.add(name)
+        logger.warning("The field %.100r of a request has no effect: %s.", name, reason)
 
 
 class StreamOptions(ApiModel):
@@ -106,10 +107,78 @@ class StreamOptions(ApiModel):
     without_effect: ClassVar[dict[str, str]] = {"include_obfuscation": "lengths of chunks are not hidden"}
 
 
+class JsonSchemaFormat(ApiModel):
+    """A schema and its name; it is followed to the letter, as OpenAI does with `strict`."""
+
+    name: str = Field(min_length=1, max_length=1000)
+    description: str | None = None
+    json_schema: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(ApiModel):
-    """Only text is available."""
+    """What an answer must look like: the fields of a structural tag are those of `StructuredOutputsParams`."""
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchemaFormat | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: Texts | None = None
+    format: dict[str, Any] | None = None
+
+    def structure(self) -> dict[str, Any]:
+        """Fields of `StructuredOutputsParams`; none for text.
+
+        Raises:
+            ApiError: there is no schema where one is needed.
+        """
+        if self.type == "text":
+            return {}
+        if self.type == "json_object":
+            return {"json_object": True}
+        if self.type == "structural_tag":
+            return {"structural_tag": self.model_dump(exclude_none=True, exclude={"json_schema"})}
+        if self.json_schema is None:
+            raise bad_request("response_format of type json_schema needs the field json_schema.", "response_format")
+        schema = self.json_schema.json_schema
+        return {"json_object": True} if schema is None else {"json": schema}
+
+
+class StructureFields(ApiModel):
+    """What an answer must look like, in OpenAI's field, vLLM's newer one and its older ones."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: Texts | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    structural_tag: str | None = None
+
+    def structure(self) -> StructuredOutputsParams | None:
+        """All of them together.
+
+        Raises:
+            ParameterError: they ask for several things, or one of them cannot be.
+        """
+        fields = {name: value for name, value in (self.structured_outputs or {}).items() if value is not None}
+        known = StructuredOutputsParams.__struct_fields__
+        for name in sorted(fields.keys() - set(known)):
+            report_ignored(f"structured_outputs.{name}", "it is not known")
+            del fields[name]
+        if self.response_format is not None:
+            fields |= self.response_format.structure()
+        for name, value in (
+            ("json", self.guided_json),
+            ("regex", self.guided_regex),
+            ("choice", self.guided_choice),
+            ("grammar", self.guided_grammar),
+            ("whitespace_pattern", self.guided_whitespace_pattern),
+            ("structural_tag", self.structural_tag),
+        ):
+            if value is not None:
+                fields[name] = value
+        return StructuredOutputsParams(**fields) if fields else None
 
 
 class RequestFields(ApiModel):
@@ -121,7 +190,7 @@ class RequestFields(ApiModel):
     cache_salt: str | None = Field(None, min_length=1)
 
 
-class SamplingFields(RequestFields):
+class SamplingFields(RequestFields, StructureFields):
     """How to sample: OpenAI's fields and vLLM's; what they mean is told in `interleaf.params.SamplingParams`."""
 
     n: int | None = Field(None, ge=1, le=MAX_N)
@@ -134,7 +203,6 @@ class SamplingFields(RequestFields):
     logit_bias: LogitBias | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -167,16 +235,11 @@ class SamplingFields(RequestFields):
         """
         values = {name: getattr(defaults, name) for name in DEFAULTED}
         values |= {name: value for name in SHARED if (value := getattr(self, name)) is not None}
+        own["structured_outputs"] = own.get("structured_outputs") or self.structure()
         return SamplingParams(**values, extra_args=self.vllm_xargs, **own)
 
     def check_fields(self) -> None:
         super().check_fields()
-        if self.response_format is not None and self.response_format.type != "text":
-            raise bad_request(
-                "response_format must be of type text: structured output is not available.",
-                "response_format",
-                "unsupported_parameter",
-            )
         if self.stream_options is not None:
             self.stream_options.check_fields()
             if not self.stream:

@@ -54,7 +54,13 @@ class ResponseToolChoice(ApiModel):
 
 
 class TextFormat(ApiModel):
+    """As in chats, but for the schema, which stands here itself."""
+
     type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = Field(None, max_length=1000)
+    description: str | None = None
+    json_schema: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
 
 
 class TextOptions(ApiModel):
@@ -113,13 +119,17 @@ class ResponseRequest(ApiModel):
     def sampling_fields(self) -> SamplingFields:
         """What of it a generation is told."""
         names = SamplingFields.model_fields.keys() & type(self).model_fields.keys() - {"stream_options"}
-        return SamplingFields.model_construct(**{name: getattr(self, name) for name in names})
+        fields = SamplingFields.model_construct(**{name: getattr(self, name) for name in names})
+        wanted = self.text and self.text.format
+        if wanted and wanted.type != "text":
+            schema = wanted.json_schema if wanted.type == "json_schema" else None
+            fields.structured_outputs = {"json_object": True} if schema is None else {"json": schema}
+        return fields
 
     def check_fields(self) -> None:
         super().check_fields()
         unsupported = {
             "truncation": self.truncation == "auto",
-            "text": self.text is not None and self.text.format is not None and self.text.format.type != "text",
             "tools": any(tool.type != "function" for tool in self.tools or ()),
             "include": not INCLUDABLE.issuperset(self.include or ()),
             "conversation": bool((self.model_extra or {}).get("conversation")),

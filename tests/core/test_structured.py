@@ -1,0 +1,178 @@
+"""Masks against brute force over the vocabulary, for sequences alone, forked, with drafts and with stop tokens."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from interleaf.core.structured import Grammar, GrammarCompiler, GrammarState, MaskFiller, MaskRequest
+from interleaf.errors import GrammarError
+from interleaf.frontend.grammar import grammar_source
+from interleaf.messages import Vocabulary
+from interleaf.params import StructuredOutputsParams
+from tests.loader.tiny import byte_level_bpe
+
+VOCAB_SIZE = 384
+EOS = 2
+CHOICES = ["the quick", "the quick brown fox", "theory", "naïve", "日本語", "a\nb"]
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(Vocabulary(byte_level_bpe().to_str(), VOCAB_SIZE, [EOS]))
+
+
+@pytest.fixture(scope="module")
+def choices(compiler: GrammarCompiler) -> Grammar:
+    return compiler.submit(grammar_source(StructuredOutputsParams(choice=CHOICES), [])).result()
+
+
+@pytest.fixture(scope="module")
+def token_bytes() -> list[bytes]:
+    """What each token spells; nothing for special ones. A token alone may be half a character."""
+    from interleaf.frontend.detokenizer import TokenBytes
+    from interleaf.frontend.tokenizer import Tokenizer
+
+    spelled = TokenBytes.of(Tokenizer(byte_level_bpe(), {}, {}))
+    assert spelled is not None
+    return [b"" if token < 3 else spelled[token] for token in range(VOCAB_SIZE)]
+
+
+def masks_of(*wanted: MaskRequest) -> dict[str, list[set[int]]]:
+    """Sequence -> the tokens that each of its masks lets through."""
+    filler = MaskFiller(2)
+    pending = filler.fill(list(wanted))
+    bits = int.from_bytes(pending.wait(), "little")
+    filler.close()
+    width = pending.row_bytes * 8
+    return {
+        one.sequence_id: [
+            {
+                token
+                for token in range(VOCAB_SIZE)
+                if bits >> ((pending.place_of[one.sequence_id] + i) * width + token) & 1
+            }
+            for i in range(len(one.drafts) + 1)
+        ]
+        for one in wanted
+    }
+
+
+def allowed(state: GrammarState) -> set[int]:
+    return masks_of(MaskRequest("x", state, []))["x"][0]
+
+
+def by_brute_force(written: bytes, token_bytes: list[bytes]) -> set[int]:
+    texts = [choice.encode() for choice in CHOICES]
+    fitting = {
+        token
+        for token, spelled in enumerate(token_bytes)
+        if spelled and any(text.startswith(written + spelled) for text in texts)
+    }
+    return fitting | ({EOS} if written in texts else set())
+
+
+def walk(grammar: Grammar, token_bytes: list[bytes], seed: int) -> tuple[list[int], list[set[int]]]:
+    """Random tokens to an end, and the mask before each of them."""
+    rng = random.Random(seed)
+    state = grammar.start([], [])
+    tokens: list[int] = []
+    masks = []
+    while not tokens or tokens[-1] != EOS:
+        masks.append(allowed(state))
+        tokens.append(rng.choice(sorted(masks[-1])))
+        state.accept([tokens[-1]])
+        assert state.error is None
+    return tokens, masks
+
+
+def test_masks_are_those_of_brute_force(choices: Grammar, token_bytes: list[bytes]) -> None:
+    ends = set()
+    for seed in range(20):
+        tokens, masks = walk(choices, token_bytes, seed)
+        written = b""
+        for i, (token, mask) in enumerate(zip(tokens, masks, strict=True)):
+            fitting = by_brute_force(written, token_bytes)
+            forced = choices.start([], tokens[:i]).forced()
+            # Where only one text is possible, it is written as the tokenizer would.
+            assert mask == ({forced[0]} if forced else fitting) and mask <= fitting
+            written += token_bytes[token]
+        ends.add(written.decode())
+    assert ends <= set(CHOICES) and len(ends) > 3
+
+
+def test_a_state_is_rebuilt_from_its_tokens(choices: Grammar, token_bytes: list[bytes]) -> None:
+    tokens, masks = walk(choices, token_bytes, 3)
+    for i, mask in enumerate(masks):
+        assert allowed(choices.start([], tokens[:i])) == mask
+
+
+def test_masks_of_drafts_are_those_of_the_tokens_one_by_one(choices: Grammar, token_bytes: list[bytes]) -> None:
+    tokens, masks = walk(choices, token_bytes, 5)
+    states = {f"s{i}": choices.start([], tokens[:i]) for i in range(len(tokens))}
+    for _ in range(2):  # The states are left as they were.
+        found = masks_of(*(MaskRequest(name, state, tokens[i:-1]) for i, (name, state) in enumerate(states.items())))
+        assert found == {f"s{i}": masks[i:] for i in range(len(tokens))}
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_stop_tokens_may_follow_where_the_text_may_end(choices: Grammar, drafts: bool) -> None:
+    stop = byte_level_bpe().token_to_id("Z")
+    tokens = byte_level_bpe().encode("the quick brown fox").ids
+    ends = [byte_level_bpe().decode(tokens[:i]) in CHOICES for i in range(len(tokens) + 1)]
+    assert sum(ends) == 2
+    if drafts:
+        [found] = masks_of(MaskRequest("x", choices.start([stop], []), tokens)).values()
+        assert [stop in mask for mask in found] == ends
+    else:
+        assert [stop in allowed(choices.start([stop], tokens[:i])) for i in range(len(tokens) + 1)] == ends
+    state = choices.start([stop], [*tokens, stop])
+    assert state.error is None and allowed(state) == {EOS, stop}
+
+
+def test_after_the_end_only_the_end_may_follow(choices: Grammar) -> None:
+    tokens = byte_level_bpe().encode("theory").ids
+    assert allowed(choices.start([], tokens)) == {EOS}
+    assert allowed(choices.start([], [*tokens, EOS, EOS])) == {EOS}
+
+
+def test_a_token_that_does_not_fit_is_an_error(choices: Grammar) -> None:
+    state = choices.start([], byte_level_bpe().encode("zebra").ids)
+    assert state.error is not None and state.error.endswith(".")
+
+
+def test_forced_tokens_and_fitting_drafts(choices: Grammar) -> None:
+    def encode(text: str) -> list[int]:
+        return list(byte_level_bpe().encode(text).ids)
+
+    state = choices.start([], encode("日"))
+    assert byte_level_bpe().decode([*encode("日"), *state.forced()]) in ("日本", "日本語")
+    assert state.fitting([*state.forced(), *encode("x")]) == state.forced()
+    assert choices.start([], []).forced() == []
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ({"json": {"not": {}}}, 'Unimplemented keys: ["not"]'),
+        ({"json": {"$ref": "#"}}, "no text follows it"),
+        ({"json": "false"}, "Unsatisfiable"),
+        ({"json": {"$ref": "#/$defs/none"}}, "does not exist"),
+        ({"regex": "(?=a)"}, "look-around"),
+        ({"regex": "("}, "unclosed group"),
+        ({"grammar": "start: other"}, "unknown name"),
+    ],
+)
+def test_what_cannot_be_compiled(compiler: GrammarCompiler, source: dict[str, Any], reason: str) -> None:
+    with pytest.raises(GrammarError) as caught:
+        compiler.submit(grammar_source(StructuredOutputsParams(**source), [])).result()
+    assert reason in str(caught.value) and str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_vocabulary_that_cannot_be_used() -> None:
+    for vocabulary in (Vocabulary("{}", 10, [1]), Vocabulary(byte_level_bpe().to_str(), VOCAB_SIZE, [])):
+        with pytest.raises(GrammarError, match=r"[Ss]tructured output"):
+            GrammarCompiler(vocabulary).submit('{"grammars": [{"json_schema": {}}]}').result()
