@@ -52,6 +52,9 @@ class RequestGroup:
         """Make sequence `index`, which goes on behind what was already delivered of it."""
         source = self.source
         output = list(source.resumed_token_ids[index]) if source.resumed_token_ids else []
+        grammar = None
+        if self.grammar is not None:
+            grammar = self.grammar.start(self.stop_token_ids, output, source.params.reasoning_markers)
         assert source.params.seed is not None, "the frontend sets every request's seed"
         request = Request(
             group=self,
@@ -61,7 +64,7 @@ class RequestGroup:
             order=(self.priority, self.arrival, index),
             prompt_token_ids=source.prompt_token_ids,
             output_token_ids=output,
-            grammar=None if self.grammar is None else self.grammar.start(self.stop_token_ids, output),
+            grammar=grammar,
         )
         self.sequences[index] = request
         return request

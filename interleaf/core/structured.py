@@ -7,16 +7,18 @@ See docs/structured_output.md.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from interleaf.errors import GrammarError
 from interleaf.messages import Vocabulary
+from interleaf.reasoning import Phase, ReasoningMarkers, ReasoningTracker
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
@@ -122,44 +124,88 @@ class Grammar:
     matcher: LLMatcher
     vocab_size: int
 
-    def start(self, stop_token_ids: Collection[int], token_ids: list[int]) -> GrammarState:
+    def start(
+        self, stop_token_ids: Collection[int], token_ids: list[int], reasoning: ReasoningMarkers | None = None
+    ) -> GrammarState:
         """The state of a sequence that has these output tokens already.
 
         Args:
             stop_token_ids: may follow wherever the text may end, besides the vocabulary's own.
+            reasoning: marks what may stand before the text.
         """
-        state = GrammarState(self.matcher.deep_copy(), self.vocab_size, frozenset(stop_token_ids))
+        tracker = None if reasoning is None else ReasoningTracker(reasoning)
+        start = [] if reasoning is None else reasoning.start_token_ids
+        state = GrammarState(self.matcher.deep_copy(), self.vocab_size, frozenset(stop_token_ids), tracker, start)
         state.accept(token_ids)
         return state
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GrammarState:
-    """How far one sequence has come in its grammar."""
+    """How far one sequence has come in its grammar.
+
+    Fields:
+        tracker: of reasoning, to which the grammar does not apply.
+        reasoning_start: the tokens that would begin it.
+        undecided: first tokens that may yet turn out to be that beginning; the matcher has not seen them.
+    """
 
     matcher: LLMatcher
     vocab_size: int
     stop_token_ids: frozenset[int]
+    tracker: ReasoningTracker | None
+    reasoning_start: list[int]
+    undecided: list[int] = field(default_factory=list)
 
     @property
     def error(self) -> str | None:
         """Why the sequence cannot go on, if it cannot: a step took too long, or a token did not fit."""
         return _reason(self.matcher) if self.matcher.is_error() else None
 
+    @property
+    def phase(self) -> Phase:
+        return Phase.ANSWER if self.tracker is None else self.tracker.phase
+
     def accept(self, token_ids: list[int]) -> None:
         """Go on behind tokens that were sampled."""
         for token_id in token_ids:
-            if token_id in self.stop_token_ids and not self.matcher.validate_tokens([token_id]):
-                return
-            self.matcher.consume_token(token_id)
+            before = self.phase
+            if self.tracker is not None:
+                self.tracker.append(token_id)
+            if before is Phase.ANSWER:
+                self._consume(token_id)
+            elif before is Phase.UNDECIDED:
+                self.undecided.append(token_id)
+                if self.phase is not Phase.UNDECIDED:
+                    held_back, self.undecided = self.undecided, []
+                    for token in held_back if self.phase is Phase.ANSWER else ():
+                        self._consume(token)
 
     def fitting(self, token_ids: list[int]) -> list[int]:
-        """The longest beginning of guessed tokens that the grammar lets through."""
-        return token_ids[: self.matcher.validate_tokens(token_ids)]
+        """The longest beginning of guessed tokens that can be told to be let through."""
+        if self.phase is Phase.UNDECIDED:
+            return []
+        num_free = min(self.num_free(token_ids), len(token_ids))
+        return token_ids[: num_free + self.matcher.validate_tokens(token_ids[num_free:])]
 
     def forced(self) -> list[int]:
         """The tokens that must follow, as the tokenizer would write the only text that is possible."""
-        return self.matcher.compute_ff_tokens()
+        return self.matcher.compute_ff_tokens() if self.phase is Phase.ANSWER else []
+
+    def num_free(self, drafts: list[int]) -> int:
+        """How many of the next tokens the grammar does not apply to, if they are these and the one behind them."""
+        if self.tracker is None or self.tracker.phase is not Phase.REASONING:
+            return 0
+        tracker = copy.deepcopy(self.tracker)
+        for i, draft in enumerate(drafts):
+            tracker.append(draft)
+            if tracker.is_over:
+                return i + 1
+        return len(drafts) + 1
+
+    def _consume(self, token_id: int) -> None:
+        if token_id not in self.stop_token_ids or self.matcher.validate_tokens([token_id]):
+            self.matcher.consume_token(token_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,36 +264,73 @@ class MaskFiller:
         from llguidance import LLExecutor
 
         self._executor = self._executor or LLExecutor(self._num_threads)
-        # What is not filled, behind a draft that ends its sequence, lets everything through: nobody will ask.
+        # What is not filled lets everything through: reasoning, and what stands behind a draft that ends its sequence.
         masks = bytearray(b"\xff") * (count * row_bytes)
-        address = _address(masks)
-        plain = [(one.state.matcher, place_of[one.sequence_id]) for one in wanted if not one.drafts]
-        drafted = [(one.state.matcher, place_of[one.sequence_id], one.drafts) for one in wanted if one.drafts]
-        if plain:
-            self._executor.unsafe_compute_mask_ptr(plain, address, row_bytes, count)
-        if drafted:
-            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, address, row_bytes, count)
+        plain: list[tuple[LLMatcher, int]] = []
+        drafted: list[tuple[LLMatcher, int, list[int]]] = []
         for one in wanted:
-            if one.state.stop_token_ids:
-                _let_stop(one, masks, place_of[one.sequence_id] * row_bytes, row_bytes)
+            state, num_free = one.state, one.state.num_free(one.drafts)
+            place, drafts = place_of[one.sequence_id] + num_free, one.drafts[num_free:]
+            if drafts:
+                drafted.append((state.matcher, place, drafts))
+            elif num_free <= len(one.drafts) and not state.undecided:
+                plain.append((state.matcher, place))
+        if plain:
+            self._executor.unsafe_compute_mask_ptr(plain, _address(masks), row_bytes, count)
+        if drafted:
+            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, _address(masks), row_bytes, count)
+        for one in wanted:
+            rows = _Rows(masks, row_bytes, place_of[one.sequence_id])
+            if one.state.phase is Phase.UNDECIDED:
+                _let_reasoning_begin(one.state, rows)
+            elif one.state.stop_token_ids:
+                _let_stop(one, rows)
         return masks
 
 
-def _let_stop(one: MaskRequest, masks: bytearray, start: int, row_bytes: int) -> None:
+@dataclass(slots=True)
+class _Rows:
+    """The masks of one sequence."""
+
+    masks: bytearray
+    row_bytes: int
+    place: int
+
+    def allow(self, number: int, token_id: int) -> None:
+        self.masks[(self.place + number) * self.row_bytes + token_id // 8] |= 1 << token_id % 8
+
+    def set(self, number: int, mask: bytes) -> None:
+        start = (self.place + number) * self.row_bytes
+        self.masks[start : start + self.row_bytes] = mask.ljust(self.row_bytes, b"\0")
+
+
+def _let_stop(one: MaskRequest, rows: _Rows) -> None:
     """Let a request's own stop tokens through wherever its text may end."""
-    matcher = one.state.matcher
+    matcher, first = one.state.matcher, one.state.num_free(one.drafts)
     num_taken = 0
-    for draft in [*one.drafts, None]:
+    for number in range(first, len(one.drafts) + 1):
         if matcher.is_accepting():
             for token_id in one.state.stop_token_ids:
-                masks[start + token_id // 8] |= 1 << token_id % 8
-        if draft is None or not matcher.validate_tokens([draft]):
+                rows.allow(number, token_id)
+        if number == len(one.drafts) or not matcher.validate_tokens([one.drafts[number]]):
             break
-        matcher.consume_token(draft)
+        matcher.consume_token(one.drafts[number])
         num_taken += 1
-        start += row_bytes
     if num_taken:
         matcher.rollback(num_taken)
+
+
+def _let_reasoning_begin(state: GrammarState, rows: _Rows) -> None:
+    """Let the next token of the mark through that begins the reasoning, besides what the grammar does."""
+    undecided = state.undecided
+    if undecided:
+        mask = b""
+        if state.matcher.validate_tokens(undecided) == len(undecided):
+            state.matcher.consume_tokens(undecided)
+            mask = state.matcher.compute_bitmask()
+            state.matcher.rollback(len(undecided))
+        rows.set(0, mask)
+    rows.allow(0, state.reasoning_start[len(undecided)])
 
 
 def _address(buffer: bytearray) -> int:

@@ -12,6 +12,7 @@ from interleaf.errors import GrammarError
 from interleaf.frontend.grammar import grammar_source
 from interleaf.messages import Vocabulary
 from interleaf.params import StructuredOutputsParams
+from interleaf.reasoning import ReasoningMarkers
 from tests.loader.tiny import byte_level_bpe
 
 VOCAB_SIZE = 384
@@ -176,3 +177,36 @@ def test_a_vocabulary_that_cannot_be_used() -> None:
     for vocabulary in (Vocabulary("{}", 10, [1]), Vocabulary(byte_level_bpe().to_str(), VOCAB_SIZE, [])):
         with pytest.raises(GrammarError, match=r"[Ss]tructured output"):
             GrammarCompiler(vocabulary).submit('{"grammars": [{"json_schema": {}}]}').result()
+
+
+# ---- reasoning before the text ----
+
+START, END = [10, 11], [12, 13]
+
+
+def thinking(choices: Grammar, token_ids: list[int], is_open: bool = False) -> GrammarState:
+    return choices.start([], token_ids, ReasoningMarkers(START, END, is_open))
+
+
+def test_reasoning_is_free_and_the_text_behind_it_is_held(choices: Grammar) -> None:
+    everything = set(range(VOCAB_SIZE))
+    first = allowed(choices.start([], []))
+    assert allowed(thinking(choices, [])) == first | {START[0]}
+    assert allowed(thinking(choices, START[:1])) == {START[1]}
+    for reasoning in ([], [50], [50, END[0]]):
+        assert allowed(thinking(choices, [*START, *reasoning])) == everything
+        assert allowed(thinking(choices, reasoning, is_open=True)) == everything
+    assert allowed(thinking(choices, [*START, 50, *END])) == first
+    tokens = byte_level_bpe().encode("theory").ids
+    for start in ([*START, 50, *END], []):
+        state = thinking(choices, [*start, *tokens])
+        assert state.error is None and allowed(state) == {EOS}
+
+
+def test_drafts_across_the_end_of_reasoning(choices: Grammar) -> None:
+    tokens = [50, *END, *byte_level_bpe().encode("theory").ids, EOS]
+    state = thinking(choices, START)
+    assert state.forced() == [] and thinking(choices, []).fitting([START[0]]) == []
+    assert state.fitting([*tokens[:4], 50]) == tokens[:4] and state.fitting(tokens) == tokens
+    [found] = masks_of(MaskRequest("x", state, tokens[:-1])).values()
+    assert found == [allowed(thinking(choices, [*START, *tokens[:i]])) for i in range(len(tokens))]
