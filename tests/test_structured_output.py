@@ -233,12 +233,23 @@ def run(llm: LLM, work: list[tuple[str, SamplingParams]]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def expected(model: Path) -> list[Any]:
-    """Every request alone."""
+    """Every request alone, token by token."""
+    work = requests()
+    for _, params in work:
+        params.speculative = False
     with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, enable_prefix_caching=False) as llm:
-        return [run(llm, [request])[0] for request in requests()]
+        return [run(llm, [request])[0] for request in work]
 
 
-@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 24}, {"max_num_seqs": 3}, {"threads": 1}])
+MODES: list[dict[str, Any]] = [
+    {},
+    {"max_num_batched_tokens": 24},
+    {"max_num_seqs": 3},
+    {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}},
+]
+
+
+@pytest.mark.parametrize("options", MODES)
 def test_same_bits(model: Path, expected: list[Any], options: dict[str, Any]) -> None:
     with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, **options) as llm:
         for _ in range(2 if not options else 1):  # Cold, then with every prefix cached.
@@ -259,3 +270,19 @@ def test_forks_are_requests_with_the_derived_seeds(model: Path, options: dict[st
         together = run(llm, [(PROMPT, SamplingParams(n=3, seed=5, **common))])[0][0]
         assert together == [run(llm, [(PROMPT, SamplingParams(seed=5 + i, **common))])[0][0][0] for i in range(3)]
         assert len({tuple(tokens) for tokens, _ in together}) > 1
+
+
+def test_forced_tokens_take_no_steps_of_their_own(llm: LLM) -> None:
+    text = 'A sentence that is known before it is written, and "quoted".'
+    schema = {"type": "object", "properties": {"a": {"const": text}}, "required": ["a"], "additionalProperties": False}
+    steps, tokens = {}, {}
+    for speculative in (None, False):
+        params = asked(json=schema, disable_any_whitespace=True)
+        params.speculative = speculative
+        before = llm.client.stats().num_steps
+        [output] = llm.generate(PROMPT, params, use_tqdm=False)
+        steps[speculative], tokens[speculative] = llm.client.stats().num_steps - before, output.outputs[0].token_ids
+        assert json.loads(output.outputs[0].text) == {"a": text}
+    assert tokens[None] == tokens[False]
+    assert steps[False] == len(tokens[False]) > 3 * steps[None]
+    assert llm.client.stats().num_draft_tokens == 0

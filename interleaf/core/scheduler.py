@@ -57,6 +57,8 @@ class Scheduler:
         self._drafts: dict[str, list[int]] = {}
         """Guesses at the next tokens of sequences, from the last step's results."""
         self._num_structured = 0
+        self._forced: set[str] = set()
+        """Sequences whose drafts in this step are no guesses."""
         self._stats = SchedulerStats(num_blocks=cache_config.num_blocks)
         assert scheduler_config.enable_chunked_prefill or (
             scheduler_config.max_num_batched_tokens >= scheduler_config.max_model_len
@@ -145,11 +147,13 @@ class Scheduler:
                 self._collect(request, step_output, outputs, num_drafts)
                 if num_drafts:
                     self._kv.trim(request)
-                    self._count_drafts(num_drafts, len(step_output.sampled_token_ids[sequence_id]) - 1)
+                    if sequence_id not in self._forced:
+                        self._count_drafts(num_drafts, len(step_output.sampled_token_ids[sequence_id]) - 1)
         for new in scheduler_output.new_requests:
             if new.fork_of is not None and new.sequence_id in sequences:
                 self._collect(sequences[new.sequence_id], step_output, outputs)
         self._drafts = step_output.draft_token_ids
+        self._forced.clear()
         return outputs
 
     def has_unfinished(self) -> bool:
@@ -402,6 +406,7 @@ class Scheduler:
             forced = [] if request.group.source.params.speculative is False else request.grammar.forced()
             if forced:
                 self._drafts[sequence_id] = forced[:MAX_FORCED_DRAFTS]
+                self._forced.add(sequence_id)
             elif sequence_id in self._drafts:
                 self._drafts[sequence_id] = request.grammar.fitting(self._drafts[sequence_id])
 
