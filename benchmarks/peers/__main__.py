@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from pathlib import Path
 
 from benchmarks.peers import engines, models, workloads
@@ -34,6 +36,8 @@ def main() -> None:
     chart.add_argument("result", type=Path)
     chart.add_argument("image", type=Path)
     args = parser.parse_args()
+    # Ended from outside, it must still end the engines, which may be stopped.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     {"install": _install, "convert": _convert, "run": _run, "table": _table, "chart": _chart}[args.command](args)
 
 
