@@ -57,6 +57,7 @@ PEERS = {
             "openvino-genai==2026.4.1.0",
             "optimum-intel==2.2.0",
             "nncf==3.4.0",
+            "transformers==4.57.6",
             "torch==2.13.0",
         ),
         unwanted=("torchvision",),

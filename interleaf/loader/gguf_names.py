@@ -27,6 +27,8 @@ ARCHITECTURES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
 }
+MODEL_TYPES = {"gemma3": "gemma3_text"}
+"""Where Hugging Face's model_type is not GGUF's name of the architecture."""
 GEMMAS = ("gemma", "gemma2", "gemma3")
 
 TOP_NAMES = {
@@ -167,7 +169,7 @@ def translate_config(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         raise UnsupportedModelError("GGUF files whose keys and values differ in size are not supported.")
     config = {
         "architectures": [ARCHITECTURES[kind]],
-        "model_type": kind,
+        "model_type": MODEL_TYPES.get(kind, kind),
         "hidden_size": hidden_size,
         "intermediate_size": facts.integer("feed_forward_length"),
         "num_hidden_layers": facts.integer("block_count"),
