@@ -216,7 +216,7 @@ def _forced(choice: ToolChoice, params: SamplingParams) -> StructuredOutputsPara
     if params.structured_outputs is not None:
         raise bad_request("A forced tool_choice and structured output exclude each other.", "tool_choice")
     if choice.name is not None:
-        return StructuredOutputsParams(json=arguments_schema(choice.tools[choice.name]))
+        return StructuredOutputsParams(json=arguments_schema(choice.tools[choice.name]), disable_any_whitespace=True)
     return StructuredOutputsParams(grammar=required_grammar(choice.tools, single=not choice.parallel))
 
 

@@ -168,7 +168,8 @@ async def test_a_forced_call(http: Http, engine: FakeAsyncEngine) -> None:
     [call] = choice.message.tool_calls or []
     assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Paris"}')
     structure = engine.client.requests[-1].params.structured_outputs
-    assert structure is not None and structure.json == WEATHER["parameters"]
+    assert structure is not None and isinstance(structure.json, dict)
+    assert WEATHER["parameters"].items() <= structure.json.items()
     async with client.chat.completions.stream(**asked) as stream:
         final = await stream.get_final_completion()
     [call] = final.choices[0].message.tool_calls or []

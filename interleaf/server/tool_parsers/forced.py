@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -51,8 +52,8 @@ def required_grammar(tools: Tools, single: bool) -> str:
         single: there is to be no second call.
     """
     calls = [f"call{number}" for number in range(len(tools))]
-    more = "" if single else ' ("," SPACE? call)*'
-    rules = [f'start: "[" call{more} "]"', f"call: {' | '.join(calls)}", "SPACE: / /"]
+    more = "" if single else ' (", " call)*'
+    rules = [f'start: "[" call{more} "]"', f"call: {' | '.join(calls)}"]
     for call, (name, parameters) in zip(calls, tools.items(), strict=True):
         head = f'{{"name": {_json(name)}, "parameters": '
         rules += [
@@ -62,9 +63,11 @@ def required_grammar(tools: Tools, single: bool) -> str:
     return "\n".join(rules)
 
 
-def arguments_schema(parameters: Any) -> dict[str, Any]:
-    """The JSON schema of a tool's arguments, which are always an object."""
-    return {"type": "object", **parameters} if parameters else {"type": "object", "additionalProperties": False}
+def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a tool's arguments, which are always an object and have no blanks but behind : and comma."""
+    schema = {**parameters, "type": "object"} if parameters else {"type": "object", "additionalProperties": False}
+    # Small models are prone to write blanks, where they may, until their tokens end.
+    return {**schema, "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 
 
 def _json(value: Any) -> str:
