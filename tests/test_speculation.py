@@ -36,6 +36,8 @@ def work() -> list[tuple[list[int], SamplingParams]]:
     for i in range(18):
         piece = rng.integers(3, 384, int(rng.integers(3, 20))).tolist()
         settings = {"max_tokens": 40, "ignore_eos": True, "logprobs": i % 3} | SETTINGS[i % len(SETTINGS)]
+        if i % 7 == 3:
+            settings["stop"] = ["e", "q", "Z", "0"]
         params = SamplingParams(seed=i, n=1 + (i % 6 == 4), **settings)
         result.append(((prefix if i % 2 else []) + piece * 3, params))
     return result
@@ -84,6 +86,21 @@ def test_a_model_that_drafts_for_itself_is_always_right(model: Path) -> None:
         stats = llm.client.stats()
         assert stats.prefix_cache_hits > 0
         # What is wrong are drafts of forks, made in the step before their common last block is copied.
+        assert stats.num_accepted_tokens >= 0.97 * stats.num_draft_tokens > 0
+
+
+def test_rejection_sampling_in_the_engine(model: Path, other: Path, expected: list[Any]) -> None:
+    """Greedy texts are the same; of a model that drafts for itself p is q, so that every draft is accepted."""
+    rejection = {"rejection_sample_method": "standard", "num_speculative_tokens": 4, "disable_by_batch_size": 100}
+    greedy = [i for i, (_, params) in enumerate(work()) if params.greedy]
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, speculative_config={"model": str(other), **rejection}) as llm:
+        assert run(llm, [work()[i] for i in greedy]) == [expected[i] for i in greedy]
+        sampled = [work()[i] for i in range(18) if i not in greedy]
+        assert [len(sequences) for sequences, _ in run(llm, sampled)] == [params.n for _, params in sampled]
+    params = SamplingParams(temperature=1.0, top_k=50, seed=4, max_tokens=30, ignore_eos=True)
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, speculative_config={"model": str(model), **rejection}) as llm:
+        llm.generate([[5, 6, 7, 8 + i] for i in range(6)], params, use_tqdm=False)
+        stats = llm.client.stats()
         assert stats.num_accepted_tokens >= 0.97 * stats.num_draft_tokens > 0
 
 

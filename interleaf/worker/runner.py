@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -98,6 +99,7 @@ class Runner:
         )
 
     def execute(self, scheduled: SchedulerOutput) -> StepOutput:
+        begin = time.perf_counter()
         forks = self._apply(scheduled)
         output = StepOutput(scheduled.step, {})
         if not scheduled.num_scheduled_tokens:
@@ -116,7 +118,8 @@ class Runner:
         computed = np.where(complete, self._batch.num_tokens[layout.rows] - 1, computed)
         self._batch.num_computed_tokens[layout.rows] = computed
         if self._speculator is not None:
-            step = StepView(self._batch, layout.rows, starts, scheduled.block_copies, size)
+            seconds = time.perf_counter() - begin
+            step = StepView(self._batch, layout.rows, starts, scheduled.block_copies, size, seconds)
             output.draft_token_ids = self._speculator.propose(step, scheduled, output)
         return output
 
@@ -209,17 +212,17 @@ class Runner:
     def _sample(self, samples: _Samples, size: StepSize, output: StepOutput) -> None:
         """Sample each sequence's tokens up to the first that its draft has not guessed.
 
-        All at once, but where logits depend on the tokens before them: there one token of each sequence at a time.
+        All at once, but of sequences whose logits depend on their tokens one at a time.
         """
         rows, positions = samples.rows, samples.positions
         ended: set[int] = set()
-        one_by_one = self._sampler.follows_tokens
+        followed = self._sampler.followed_rows if samples.drafts.max(initial=-1) >= 0 else set()
         for part, logits in self._logits(samples.index, size):
             left = np.arange(part.start, part.stop)
             while len(left):
                 taken = left
-                if one_by_one:
-                    taken = left[np.sort(np.unique(rows[left], return_index=True)[1])]
+                if followed:
+                    taken = _first_or_free(left, rows, followed)
                 places = taken - part.start
                 tokens, entries = self._sampler.sample(
                     logits if len(taken) == len(logits) else logits[places],
@@ -258,6 +261,19 @@ class Runner:
                 entries += self._sampler.logprobs(logits, np.arange(len(logits)), tokens[part], counts[part])
             if entries:
                 output.prompt_logprobs[layout.sequence_ids[i]] = (first, entries)
+
+
+def _first_or_free(left: np.ndarray, rows: np.ndarray, followed: set[int]) -> np.ndarray:
+    """Of the samples `left`, all of rows that are not `followed`, and the first of each row that is."""
+    seen: set[int] = set()
+    taken = []
+    for place in left.tolist():
+        row = int(rows[place])
+        if row not in seen:
+            taken.append(place)
+            if row in followed:
+                seen.add(row)
+    return np.array(taken)
 
 
 def _kept(samples: _Samples, taken: np.ndarray, tokens: np.ndarray, ended: set[int]) -> list[int]:

@@ -54,9 +54,9 @@ class Sampler:
         return self._chain.failures
 
     @property
-    def follows_tokens(self) -> bool:
-        """Whether what is done to a row's logits may depend on the tokens sampled for it before."""
-        return self._chain.active
+    def followed_rows(self) -> set[int]:
+        """Batch rows whose logits may be changed by what was sampled for them before."""
+        return self._chain.rows
 
     def sample(
         self, logits: np.ndarray, rows: np.ndarray, positions: np.ndarray, again: Callable[[], np.ndarray]
@@ -65,7 +65,7 @@ class Sampler:
 
         Args:
             logits: float32 [L, V], which may be changed.
-            rows: int [L]: the batch row of each; none comes twice where `follows_tokens`.
+            rows: int [L]: the batch row of each; none of `followed_rows` comes twice.
             positions: int32 [L]: of the tokens that are sampled.
             again: computes the same logits once more.
 

@@ -68,6 +68,11 @@ class LogitsChain:
         """Whether any row is held."""
         return any(link.states for link in self._links)
 
+    @property
+    def rows(self) -> set[int]:
+        """All rows that are held."""
+        return {row for link in self._links for row in link.states}
+
     def add(self, row: int, sequence: SequenceStart) -> None:
         """A sequence takes a row of the batch."""
         for link in self._links:

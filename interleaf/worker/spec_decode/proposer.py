@@ -25,6 +25,7 @@ class StepView:
         starts: int32 [S]: how many tokens of each were computed before this step.
         block_copies: (from, to) of the step, as in `SchedulerOutput`.
         size: of the step.
+        seconds: that it took until now.
     """
 
     batch: Batch
@@ -32,6 +33,7 @@ class StepView:
     starts: np.ndarray
     block_copies: Sequence[tuple[int, int]]
     size: StepSize
+    seconds: float
 
 
 class Proposer(Protocol):

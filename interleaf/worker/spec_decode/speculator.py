@@ -9,7 +9,7 @@ from interleaf.messages import NewRequest, SchedulerOutput, StepOutput
 from interleaf.worker.batch import Batch
 from interleaf.worker.spec_decode.draft_model import DraftModel, DraftModelProposer
 from interleaf.worker.spec_decode.ngram import NgramProposer
-from interleaf.worker.spec_decode.pace import Pace
+from interleaf.worker.spec_decode.pace import Pace, StepTimes
 from interleaf.worker.spec_decode.proposer import Proposer, StepView
 from interleaf.worker.spec_decode.rejection import DraftDistributions
 from interleaf.worker.spec_decode.suffix import SuffixProposer
@@ -34,6 +34,7 @@ class Speculator:
             longest = min(longest, config.speculative.max_model_len or config.draft_model.max_position_embeddings)
         self._longest = longest
         self._paces: dict[int, Pace] = {}
+        self._times = StepTimes()
 
     def add(self, row: int, request: NewRequest) -> None:
         """A sequence has come into the batch."""
@@ -48,14 +49,15 @@ class Speculator:
 
     def propose(self, step: StepView, scheduled: SchedulerOutput, output: StepOutput) -> dict[str, list[int]]:
         """Drafts for the next step, by sequence: what may follow the tokens that this one has sampled."""
+        self._times.note(step.size.num_tokens, step.seconds)
         row_of = step.batch.row_of
         for name, drafts in scheduled.draft_token_ids.items():
             pace = self._paces.get(row_of[name])
             if pace is not None:
                 pace.learn(len(drafts), len(output.sampled_token_ids[name]) - 1)
         self._proposer.observe(step)
-        num_sequences = len(output.sampled_token_ids)
-        if num_sequences > self._config.disable_by_batch_size or num_sequences < len(scheduled.num_scheduled_tokens):
+        num_sequences = max(len(output.sampled_token_ids), len(scheduled.num_scheduled_tokens))
+        if num_sequences > self._config.disable_by_batch_size:
             return {}
         names = [name for name in output.sampled_token_ids if row_of[name] in self._paces]
         wanted = self._wanted(step.batch, [row_of[name] for name in names], num_sequences)
@@ -68,7 +70,7 @@ class Speculator:
         for row in rows:
             room = self._longest - int(batch.num_tokens[row]) - 1
             most = min(self._config.num_speculative_tokens, room)
-            yield row, self._paces[row].num_drafts(most, num_sequences) if most > 0 else 0
+            yield row, self._paces[row].num_drafts(most, num_sequences, self._times) if most > 0 else 0
 
 
 def make_speculator(config: EngineConfig, make_draft_model: Callable[[], DraftModel]) -> Speculator | None:

@@ -12,7 +12,7 @@ from interleaf.ops.cpu import CpuOps
 from interleaf.worker.spec_decode.rejection import DraftDistributions, distribution
 
 VOCAB_SIZE = 12
-TRIALS = 20_000
+TRIALS = 5_000
 
 
 def sampling(
@@ -51,7 +51,7 @@ def test_tokens_are_distributed_as_the_model_says(filters: dict[str, float]) -> 
     for sample, weights in ((plain, p), (proposed, q), (tokens, p)):
         assert chi_square(np.bincount(sample, minlength=VOCAB_SIZE), weights * TRIALS) < 31.3
     accepted = float((tokens == proposed).mean())
-    assert accepted > np.minimum(p, q).sum() - 0.02, "as many drafts as can be are accepted"
+    assert accepted > np.minimum(p, q).sum() - 0.04, "as many drafts as can be are accepted"
     assert accepted > float((plain == proposed).mean())
 
 
