@@ -13,7 +13,7 @@ from interleaf import LLM, SamplingParams
 from interleaf.errors import ConfigError
 from tests.loader import tiny
 from tests.test_same_bits import run
-from tests.worker.test_drafts import SETTINGS
+from tests.worker.test_drafts import SETTINGS, Follower
 
 CACHE_BYTES = 1 << 24
 
@@ -45,7 +45,7 @@ def work() -> list[tuple[list[int], SamplingParams]]:
 
 @pytest.fixture(scope="module")
 def expected(model: Path) -> Iterator[list[Any]]:
-    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES) as llm:
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, logits_processors=[Follower]) as llm:
         yield run(llm, work())
 
 
@@ -54,18 +54,32 @@ def speculative(method: str, model: Path, other: Path) -> dict[str, Any]:
         "ngram": {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 1, "prompt_lookup_max": 4},
         "suffix": {"method": "suffix"},
         "itself": {"model": str(model), "num_speculative_tokens": 4},
-        "itself, greedy": {"model": str(model), "num_speculative_tokens": 20, "draft_sample_method": "greedy"},
+        "itself, greedy": {"model": str(model), "num_speculative_tokens": 18, "draft_sample_method": "greedy"},
         "another": {"model": str(other), "num_speculative_tokens": 3},
     }[method] | {"disable_by_batch_size": 100}
 
 
-@pytest.mark.parametrize("method", ["ngram", "suffix", "itself", "itself, greedy", "another"])
-@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 48, "max_num_seqs": 5}], ids=["wide", "narrow"])
+WIDE: dict[str, Any] = {}
+NARROW = {"max_num_batched_tokens": 48, "max_num_seqs": 5}
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ngram", WIDE),
+        ("ngram", NARROW),
+        ("suffix", WIDE),
+        ("itself", NARROW),
+        ("itself, greedy", WIDE),
+        ("another", NARROW),
+    ],
+)
 def test_speculated_text_is_the_same(
     method: str, options: dict[str, Any], model: Path, other: Path, expected: list[Any]
 ) -> None:
     config = speculative(method, model, other)
-    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, speculative_config=config, **options) as llm:
+    options = {"kv_cache_memory_bytes": CACHE_BYTES, "logits_processors": [Follower], **options}
+    with LLM(model, speculative_config=config, **options) as llm:
         assert run(llm, work()) == expected
         assert run(llm, work()) == expected, "with a warm prefix cache"
         stats = llm.client.stats()
@@ -86,14 +100,19 @@ def test_a_model_that_drafts_for_itself_is_always_right(model: Path) -> None:
         stats = llm.client.stats()
         assert stats.prefix_cache_hits > 0
         # What is wrong are drafts of forks, made in the step before their common last block is copied.
-        assert stats.num_accepted_tokens >= 0.97 * stats.num_draft_tokens > 0
+        assert stats.num_accepted_tokens >= 0.9 * stats.num_draft_tokens > 0
 
 
 def test_rejection_sampling_in_the_engine(model: Path, other: Path, expected: list[Any]) -> None:
     """Greedy texts are the same; of a model that drafts for itself p is q, so that every draft is accepted."""
     rejection = {"rejection_sample_method": "standard", "num_speculative_tokens": 4, "disable_by_batch_size": 100}
     greedy = [i for i, (_, params) in enumerate(work()) if params.greedy]
-    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, speculative_config={"model": str(other), **rejection}) as llm:
+    with LLM(
+        model,
+        kv_cache_memory_bytes=CACHE_BYTES,
+        logits_processors=[Follower],
+        speculative_config={"model": str(other), **rejection},
+    ) as llm:
         assert run(llm, [work()[i] for i in greedy]) == [expected[i] for i in greedy]
         sampled = [work()[i] for i in range(18) if i not in greedy]
         assert [len(sequences) for sequences, _ in run(llm, sampled)] == [params.n for _, params in sampled]

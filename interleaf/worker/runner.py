@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -218,28 +218,24 @@ class Runner:
         ended: set[int] = set()
         followed = self._sampler.followed_rows if samples.drafts.max(initial=-1) >= 0 else set()
         for part, logits in self._logits(samples.index, size):
-            left = np.arange(part.start, part.stop)
-            while len(left):
-                taken = left
-                if followed:
-                    taken = _first_or_free(left, rows, followed)
-                places = taken - part.start
+            left: Sequence[int] = range(part.start, part.stop)
+            while taken := _first_or_free(left, rows, followed, ended) if followed else list(left):
+                chosen = np.array(taken)
+                places = chosen - part.start
                 tokens, entries = self._sampler.sample(
                     logits if len(taken) == len(logits) else logits[places],
-                    rows[taken],
-                    positions[taken],
+                    rows[chosen],
+                    positions[chosen],
                     partial(self._again, samples.index[part], places, size),
                 )
                 kept = _kept(samples, taken, tokens, ended)
-                self._batch.put(rows[taken[kept]], positions[taken[kept]], tokens[kept])
+                self._batch.put(rows[chosen[kept]], positions[chosen[kept]], tokens[kept])
                 for i in kept:
                     name = samples.sequence_ids[taken[i]]
                     output.sampled_token_ids.setdefault(name, []).append(int(tokens[i]))
                     if entries and (entry := entries[i]) is not None:
                         output.logprobs.setdefault(name, []).append(entry)
-                if len(taken) == len(left):
-                    break
-                left = np.array([i for i in np.setdiff1d(left, taken) if int(rows[i]) not in ended], np.int64)
+                left = sorted({*left} - {*taken})
         failures = self._sampler.failures
         if failures:
             names = zip(samples.sequence_ids, rows.tolist(), strict=True)
@@ -263,23 +259,26 @@ class Runner:
                 output.prompt_logprobs[layout.sequence_ids[i]] = (first, entries)
 
 
-def _first_or_free(left: np.ndarray, rows: np.ndarray, followed: set[int]) -> np.ndarray:
-    """Of the samples `left`, all of rows that are not `followed`, and the first of each row that is."""
-    seen: set[int] = set()
+def _first_or_free(left: Iterable[int], rows: np.ndarray, followed: set[int], ended: set[int]) -> list[int]:
+    """Of the samples `left`, those of rows that are not `followed`, and the first of each row that is.
+
+    None of rows that have `ended`: a processor must not be told of tokens that do not count.
+    """
+    seen = ended & followed
     taken = []
-    for place in left.tolist():
+    for place in left:
         row = int(rows[place])
         if row not in seen:
             taken.append(place)
             if row in followed:
                 seen.add(row)
-    return np.array(taken)
+    return taken
 
 
-def _kept(samples: _Samples, taken: np.ndarray, tokens: np.ndarray, ended: set[int]) -> list[int]:
+def _kept(samples: _Samples, taken: list[int], tokens: np.ndarray, ended: set[int]) -> list[int]:
     """Which of the tokens sampled at `taken` count; adds to `ended` the rows whose drafts end, or are wrong."""
     kept = []
-    for i, (place, token) in enumerate(zip(taken.tolist(), tokens.tolist(), strict=True)):
+    for i, (place, token) in enumerate(zip(taken, tokens.tolist(), strict=True)):
         row = int(samples.rows[place])
         if row not in ended:
             kept.append(i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from interleaf import LLM, SamplingParams
 from interleaf.engine.core import Executor
+from interleaf.logits_processor import LogitsProcessor, SequenceStart
 from interleaf.messages import SchedulerOutput, StepOutput
 from tests.loader import tiny
 from tests.test_same_bits import block_bytes, run
@@ -23,6 +25,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 1.1, "min_p": 0.01, "ignore_eos": False, "stop_token_ids": list(range(40, 90)), "min_tokens": 9},
     {"temperature": 0.0, "allowed_token_ids": list(range(20, 60)), "presence_penalty": 1.5},
     {"temperature": 0.8, "stop_token_ids": list(range(100, 120))},
+    {"temperature": 0.9, "extra_args": {"follow": True}},
+    {"temperature": 0.0, "extra_args": {"follow": True}, "frequency_penalty": 0.5},
 ]
 
 
@@ -37,6 +41,28 @@ def requests() -> list[tuple[list[int], SamplingParams]]:
         params["max_tokens"] = max(params["max_tokens"], params.get("min_tokens", 0))
         result.append(((prefix if i % 2 else []) + prompt, SamplingParams(**params)))
     return result
+
+
+class Follower(LogitsProcessor[int]):
+    """Leaves a sequence three tokens, which depend on every token before: one that was not its own would show."""
+
+    def start(self, sequence: SequenceStart) -> int | None:
+        if not (sequence.params.extra_args or {}).get("follow"):
+            return None
+        state = 1
+        for token in sequence.output_token_ids:
+            state = self.advance(state, token)
+        return state
+
+    def advance(self, state: int, token: int) -> int:
+        return (state * 31 + token) % 100003
+
+    def apply(self, logits: np.ndarray, held: Sequence[tuple[int, int]]) -> None:
+        for i, state in held:
+            kept = [(state * factor) % 384 for factor in (7, 11, 13)]
+            values = logits[i, kept]
+            logits[i] = -np.inf
+            logits[i, kept] = values
 
 
 class Drafting:
@@ -78,7 +104,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(model: Path) -> list[Any]:
-    with LLM(model, kv_cache_memory_bytes=1 << 24) as llm:
+    with LLM(model, kv_cache_memory_bytes=1 << 24, logits_processors=[Follower]) as llm:
         return run(llm, requests())
 
 
@@ -104,7 +130,7 @@ def test_drafts_change_no_bit(model: Path, expected: list[Any], options: dict[st
     options = {"kv_cache_memory_bytes": 1 << 24} | options
     if options["kv_cache_memory_bytes"] < 1000:
         options["kv_cache_memory_bytes"] *= block_bytes(model)
-    with LLM(model, **options) as llm:
+    with LLM(model, logits_processors=[Follower], **options) as llm:
         core = llm.client.core
         assert core._executor is not None
         core._executor = Drafting(core._executor, texts)
