@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ import pytest
 
 from interleaf import LLM, SamplingParams
 from interleaf.errors import ConfigError
+from interleaf.frontend.async_engine import AsyncEngine
+from interleaf.params import RequestOutputKind
 from tests.loader import tiny
 from tests.test_same_bits import run
 from tests.worker.test_drafts import SETTINGS, Follower
@@ -121,6 +126,44 @@ def test_rejection_sampling_in_the_engine(model: Path, other: Path, expected: li
         llm.generate([[5, 6, 7, 8 + i] for i in range(6)], params, use_tqdm=False)
         stats = llm.client.stats()
         assert stats.num_accepted_tokens >= 0.97 * stats.num_draft_tokens > 0
+
+
+def test_streams_go_on_with_the_same_tokens_on_another_engine(model: Path, expected: list[Any]) -> None:
+    """Deltas of several tokens, an engine that is killed in the middle, and what Prometheus is told in the end."""
+    plain = [i for i, (_, params) in enumerate(work()) if not params.extra_args and params.stop is None]
+
+    async def stream(engine: AsyncEngine, index: int, begun: list[int]) -> list[Any]:
+        prompt, params = work()[index]
+        params.output_kind = RequestOutputKind.DELTA
+        gathered: list[Any] = [([], []) for _ in range(params.n)]
+        async for output in engine.generate({"prompt_token_ids": prompt}, params):
+            for sequence in output.outputs:
+                tokens, logprobs = gathered[sequence.index]
+                tokens += sequence.token_ids
+                logprobs += [
+                    {token: (value.logprob, value.rank) for token, value in entry.items()}
+                    for entry in sequence.logprobs or ()
+                ]
+                begun[0] += len(sequence.token_ids)
+        return [gathered, []]
+
+    async def main() -> None:
+        config = {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3, "disable_by_batch_size": 100}
+        options = {"kv_cache_memory_bytes": CACHE_BYTES, "threads": 2, "speculative_config": config}
+        async with AsyncEngine(model=str(model), **options) as engine:
+            begun = [0]
+            tasks = [asyncio.create_task(stream(engine, index, begun)) for index in plain]
+            while begun[0] < 60:
+                await asyncio.sleep(0.002)
+            pid = engine.engine_pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            assert await asyncio.gather(*tasks) == [expected[index] for index in plain]
+            metrics = engine.metrics.render().decode()
+            assert "vllm:spec_decode_num_accepted_tokens_per_pos_total{" in metrics
+            assert (await engine.get_stats()).num_accepted_tokens > 0
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_a_request_may_do_without(model: Path) -> None:
