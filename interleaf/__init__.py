@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from interleaf.frontend.async_engine import AsyncEngine, AsyncLLM
     from interleaf.llm import LLM
     from interleaf.logits_processor import LogitsProcessor
-    from interleaf.outputs import CompletionOutput, EmbeddingOutput, EmbeddingRequestOutput, Logprob, RequestOutput
+    from interleaf.outputs import (
+        BeamSearchOutput,
+        BeamSearchSequence,
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        Logprob,
+        RequestOutput,
+    )
     from interleaf.params import (
         GuidedDecodingParams,
         PoolingParams,
@@ -33,8 +41,11 @@ _HOME_OF = {
     "SamplingParams": "interleaf.params",
     "StructuredOutputsParams": "interleaf.params",
     "GuidedDecodingParams": "interleaf.params",
+    "BeamSearchParams": "interleaf.params",
     "PoolingParams": "interleaf.params",
     "RequestOutputKind": "interleaf.params",
+    "BeamSearchOutput": "interleaf.outputs",
+    "BeamSearchSequence": "interleaf.outputs",
     "RequestOutput": "interleaf.outputs",
     "CompletionOutput": "interleaf.outputs",
     "EmbeddingOutput": "interleaf.outputs",
@@ -47,6 +58,9 @@ __all__ = [
     "LLM",
     "AsyncEngine",
     "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",

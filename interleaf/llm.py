@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 from interleaf.config import EngineArgs, EngineConfig, engine_args
 from interleaf.errors import ConfigError, EngineDeadError, EngineError, ParameterError, RequestError
+from interleaf.frontend.beam_search import beam_output, request_params
 from interleaf.frontend.output import OutputProcessor, ProcessedOutputs
 from interleaf.frontend.processor import Message, Processor, Prompt, PromptDict, RequestInput
 from interleaf.observe import Metric, scheduler_metrics
-from interleaf.outputs import EmbeddingRequestOutput, RequestOutput
-from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
+from interleaf.outputs import BeamSearchOutput, EmbeddingRequestOutput, RequestOutput
+from interleaf.params import BeamSearchParams, PoolingParams, RequestOutputKind, RequestParams, SamplingParams
 from interleaf.worker.logits.custom import load_custom
 
 if TYPE_CHECKING:
@@ -169,6 +170,29 @@ class LLM:
                 raise ParameterError(f"pooling_params must be a PoolingParams, not {type(one).__name__}.")
         outputs = self._finished(self.enqueue(prompts, params, priority), use_tqdm)
         return [EmbeddingRequestOutput.from_output(output) for output in outputs]
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        use_tqdm: UseTqdm = False,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[BeamSearchOutput]:
+        """Search for the likeliest texts behind one prompt or each of many; results come in the order of the prompts.
+
+        The rules are those of Transformers' `generate(num_beams=...)`; see docs/beam_search.md.
+
+        Args:
+            prompts, priority: as for `generate`.
+
+        Raises:
+            RequestError: a prompt or a parameter is wrong. Nothing was queued then.
+            RequestFailedError: the engine could not finish a request.
+        """
+        listed = _listed(prompts)
+        asked = request_params(params, self.config.max_logprobs)
+        outputs = self._finished(self.enqueue(listed, asked, priority), use_tqdm)
+        return [beam_output(output, params, self._tokenizer) for output in outputs]
 
     def _finished(self, request_ids: list[str], use_tqdm: UseTqdm) -> list[RequestOutput]:
         """The last output of each of these requests, which are aborted if this fails."""

@@ -65,8 +65,9 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     `num_computed_tokens` is already the prompt's length, and it samples from the logits of its
     parent's last token. Logprobs of the prompt positions 1 to `num_prompt_logprobs_done` are not
     wanted (again). With `pooling` it samples nothing: its hidden states are pooled, for which "mean"
-    needs all of them, so that its `num_computed_tokens` is 0. With a `cache_salt` nothing of it may be
-    used for sequences of others.
+    needs all of them, so that its `num_computed_tokens` is 0. With `num_candidates` it samples nothing
+    either: its likeliest next tokens are wanted, at least so many, and the core picks. With a `cache_salt`
+    nothing of it may be used for sequences of others.
     """
 
     sequence_id: str
@@ -82,6 +83,7 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     fork_of: str | None = None
     pooling: Pooling | None = None
     cache_salt: str | None = None
+    num_candidates: int = 0
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -123,7 +125,8 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     Applied in this order: removals, new requests, block table updates, block copies; then
     `num_scheduled_tokens[sequence_id]` further tokens of each named sequence are computed. A
     sequence whose tokens are then all computed samples its next token. `masks` are filled meanwhile; they stay
-    in this process.
+    in this process. `picked_token_ids` are the tokens that the core has put behind sequences (that the worker
+    holds) with `num_candidates`.
 
     `draft_token_ids[sequence_id]` are guesses at the tokens that will follow. They are computed behind the
     sequence's own tokens (which are then all in this step), and count in `total_num_scheduled_tokens`,
@@ -139,6 +142,14 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     total_num_scheduled_tokens: int = 0
     draft_token_ids: dict[str, list[int]] = {}
     masks: TokenMasks | None = None
+    picked_token_ids: dict[str, int] = {}
+
+
+class BeamCandidates(msgspec.Struct, array_like=True):
+    """The likeliest next tokens of a beam in order, with their logprobs."""
+
+    token_ids: list[int]
+    logprobs: list[float]
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
@@ -159,7 +170,7 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     start + 1, ... (position p's entry tells of prompt token p, given the tokens before it; there
     is none for position 0). `pooled[sequence_id]` are the pooled hidden states (float32 values) of
     a sequence that wants them, in the step that computes its last token. `errors[sequence_id]` is
-    why a sequence can bring nothing more.
+    why a sequence can bring nothing more. `candidates` are those of sequences with `num_candidates`.
 
     A sequence with drafts samples several tokens: the drafts that were accepted, and the one behind them.
     `draft_token_ids` are guesses at what follows `sampled_token_ids`, for the next step.
@@ -172,6 +183,7 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     pooled: dict[str, list[float]] = {}
     errors: dict[str, str] = {}
     draft_token_ids: dict[str, list[int]] = {}
+    candidates: dict[str, BeamCandidates] = {}
 
 
 class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):

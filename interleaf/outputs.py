@@ -125,3 +125,32 @@ class EmbeddingRequestOutput:
             output.finished,
             output.num_cached_tokens,
         )
+
+
+@dataclass(slots=True)
+class BeamSearchSequence:
+    """One text that a beam search found.
+
+    Fields:
+        tokens: prompt and output; without the end-of-sequence or stop token that ended it, unless the parameters keep
+            it.
+        text: these tokens as text.
+        cum_logprob: sum of the output's logprobs, that of the token that ended it included. Sequences are ordered by
+            cum_logprob / len(logprobs) ** length_penalty.
+        logprobs: per output token, and for the token that ended it, token id -> Logprob.
+        finish_reason, stop_reason: as in `CompletionOutput`.
+    """
+
+    tokens: list[int]
+    text: str
+    cum_logprob: float
+    logprobs: SampleLogprobs
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """What a beam search found for one prompt, the best first."""
+
+    sequences: list[BeamSearchSequence]

@@ -18,6 +18,7 @@ GREEDY_TEMPERATURE = 1e-5
 MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 64
 MAX_N = 16384
+MAX_BEAM_WIDTH = 1024
 FLAGS = (
     "ignore_eos",
     "detokenize",
@@ -131,6 +132,30 @@ GuidedDecodingParams = StructuredOutputsParams
 """Its name in older releases of vLLM."""
 
 
+class BeamSettings(msgspec.Struct, omit_defaults=True, frozen=True):
+    """How to search for the likeliest texts in place of sampling one; the rules are those of Transformers.
+
+    A bad value raises `ParameterError` with the field in `.param`.
+
+    Fields:
+        width: beams that are followed side by side.
+        length_penalty: in [-10, 10]; a text's score is its logprob / length ** length_penalty.
+        early_stopping: True ends the search with the `width`-th finished text; False when the best beam, judged at its
+            present length, is no better than the finished texts; "never" when it could not become better at its
+            longest.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+
+    def __post_init__(self) -> None:
+        _integer("beam_width", self.width, 1, MAX_BEAM_WIDTH)
+        _number("length_penalty", self.length_penalty, -10.0, 10.0)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise ParameterError('early_stopping must be true, false or "never".', "early_stopping")
+
+
 class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
     """How to pick each next token, when to stop, and what to return.
 
@@ -167,6 +192,9 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
         truncate_prompt_tokens: keep only the last this many prompt tokens; -1 is as many as fit.
         speculative: False computes this request without drafts, where the engine makes them; the text is the same.
         extra_args: free-form, for plug-ins.
+        beam: search for the `n` likeliest texts in place of sampling. Logprobs are then those that texts are ranked by:
+            behind `temperature` (where it is neither 0 nor 1) and what changes logits. The other fields of sampling
+            (`top_p`, `top_k`, `min_p`, `seed`) have nothing to do; `stop` cuts the texts that come out.
         structured_outputs: what the text must look like.
         guided_decoding: the same under the name that it had in older releases of vLLM; moved to
             `structured_outputs`.
@@ -206,11 +234,13 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
     guided_decoding: StructuredOutputsParams | None = None
     thinking_token_budget: int | None = None
     reasoning_markers: ReasoningMarkers | None = None
+    beam: BeamSettings | None = None
 
     def __post_init__(self) -> None:
         self._normalize()
         self._check_structure()
         self._check_sampling()
+        self._check_beam()
         self._check_lengths()
         self._check_stops()
         self._check_token_maps()
@@ -272,6 +302,16 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
         if self.seed is not None:
             _integer("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
 
+    def _check_beam(self) -> None:
+        if self.beam is None:
+            return
+        if not isinstance(self.beam, BeamSettings):
+            raise ParameterError("beam must be a BeamSettings.", "beam")
+        if self.structured_outputs is not None:
+            raise ParameterError("structured_outputs cannot be had from a beam search.", "structured_outputs")
+        if self.n > self.beam.width:
+            raise ParameterError(f"n ({self.n}) must not be greater than beam_width ({self.beam.width}).", "n")
+
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
             _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
@@ -325,6 +365,53 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
             raise ParameterError("bad_words must be a list of non-empty strings.", "bad_words")
         if self.extra_args is not None and not isinstance(self.extra_args, dict):
             raise ParameterError("extra_args must be a mapping.", "extra_args")
+
+
+class BeamSearchParams(msgspec.Struct, omit_defaults=True):
+    """What `LLM.beam_search` takes: vLLM's fields, and some of Transformers' `generate`.
+
+    A bad value raises `ParameterError` with the field in `.param` when the request is made.
+
+    Fields:
+        beam_width: beams that are followed side by side, and texts that are returned.
+        max_tokens: of the output.
+        ignore_eos: go on past the end-of-sequence token.
+        temperature: texts are ranked by softmax(logits / temperature); 0 is the same as 1.
+        length_penalty, early_stopping: see `BeamSettings`.
+        include_stop_str_in_output: keep the end-of-sequence token or what else ended a text.
+        stop: strings at which the texts that come out are cut off; they do not steer the search.
+        stop_token_ids: tokens that end a text.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+    early_stopping: bool | str = False
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+
+    def sampling_params(self, num_logprobs: int | None) -> SamplingParams:
+        """The same as parameters of a request that returns all beams.
+
+        Raises:
+            ParameterError: a value is out of range.
+        """
+        beam = BeamSettings(self.beam_width, self.length_penalty, self.early_stopping)
+        return SamplingParams(
+            n=beam.width,
+            temperature=self.temperature,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            ignore_eos=self.ignore_eos,
+            max_tokens=self.max_tokens,
+            logprobs=num_logprobs,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            beam=beam,
+        )
 
 
 class PoolingParams(msgspec.Struct, omit_defaults=True):

@@ -14,6 +14,8 @@ from interleaf.params import (
     MAX_N,
     MAX_SEED,
     MAX_STOP_STRINGS,
+    BeamSearchParams,
+    BeamSettings,
     RequestOutputKind,
     SamplingParams,
     StructuredOutputsParams,
@@ -59,6 +61,7 @@ GOOD: dict[str, list[Any]] = {
     "guided_decoding": [None, StructuredOutputsParams(regex="a")],
     "thinking_token_budget": [None, 0, 5],
     "reasoning_markers": [None, ReasoningMarkers([], [5])],
+    "beam": [None, BeamSettings(1), BeamSettings(8, -1.5, "never")],
 }
 
 BAD: dict[str, list[Any]] = {
@@ -94,6 +97,7 @@ BAD: dict[str, list[Any]] = {
     "guided_decoding": [{"regex": "a"}, "a", True],
     "thinking_token_budget": [-1, HUGE, *NOT_AN_INTEGER],
     "reasoning_markers": [{"end_token_ids": [5]}, "a", True],
+    "beam": [4, True, {"width": 4}],
 }  # fmt: skip
 
 
@@ -194,3 +198,26 @@ def test_copies_and_the_wire_check_again() -> None:
         copy.deepcopy(params)
     with pytest.raises((ParameterError, msgspec.ValidationError)):
         msgspec.msgpack.decode(msgspec.msgpack.encode({"temperature": -1.0}), type=SamplingParams)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"beam_width": 0}, "beam_width"),
+        ({"beam_width": 1.5}, "beam_width"),
+        ({"length_penalty": NAN}, "length_penalty"),
+        ({"early_stopping": "sometimes"}, "early_stopping"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+    ],
+)
+def test_beam_search_params_are_checked_when_they_are_used(options: dict[str, Any], param: str) -> None:
+    with pytest.raises(ParameterError) as raised:
+        BeamSearchParams(**{"beam_width": 2, "max_tokens": 5, **options}).sampling_params(None)
+    assert raised.value.param == param
+
+
+def test_more_texts_than_beams() -> None:
+    with pytest.raises(ParameterError, match=r"n \(3\) must not be greater than beam_width \(2\)"):
+        SamplingParams(n=3, beam=BeamSettings(2))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from interleaf import LLM, RequestOutput, SamplingParams
+from interleaf.params import BeamSettings
 from interleaf.reasoning import ReasoningMarkers
 from tests.loader import tiny
 
@@ -33,6 +34,13 @@ def requests(count: int = 64, vocab_size: int = 384) -> list[tuple[list[int], Sa
         {"temperature": 1.0, "top_p": 0.9, "min_p": 0.02},
         {"temperature": 0.7, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
         {"temperature": 0.9, "thinking_token_budget": 5, "reasoning_markers": ReasoningMarkers([9], [7, 8], True)},
+        {
+            "temperature": 1.0,
+            "n": 2,
+            "beam": BeamSettings(3),
+            "repetition_penalty": 1.2,
+            "stop_token_ids": [*range(50)],
+        },
     ]
     result = []
     for i in range(count):

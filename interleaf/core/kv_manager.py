@@ -96,6 +96,18 @@ class KVManager:
             needed += 1
         return needed
 
+    def num_blocks_needed_together(self, requests: Iterable[Request]) -> int:
+        """Blocks to take before each of these sequences writes its next token; the last holder of one needs no copy."""
+        needed = 0
+        writers: Counter[int] = Counter()
+        for request in requests:
+            entry = request.num_computed_tokens // self.block_size
+            if entry < len(request.block_ids):
+                writers[request.block_ids[entry]] += 1
+            else:
+                needed += 1
+        return needed + sum(min(count, self.pool.ref_counts[block] - 1) for block, count in writers.items())
+
     def num_blocks_missing(self, request: Request, num_tokens: int) -> int:
         """Blocks that all tokens of a sequence will need beyond its first `num_tokens`."""
         return self._attention.num_blocks_needed(request.num_tokens) - self._attention.num_blocks_needed(num_tokens)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from interleaf.core.block_hash import root_hash
 from interleaf.core.structured import Grammar, GrammarState
 from interleaf.messages import EngineRequest, FinishReason, NewRequest, TokenLogprobs
+
+if TYPE_CHECKING:
+    from interleaf.core.beam_group import BeamGroup
 
 PolicyOrder = tuple[int, int, int]
 """(priority, arrival, index): what is smaller is scheduled earlier and preempted later."""
@@ -27,7 +31,7 @@ class RequestGroup:
 
     While `has_pending_forks`, only sequence 0 exists: the others are made when its prompt is
     computed. `prompt_logprobs` gathers the entries of positions 1, 2, ... for sequence 0; None
-    where they were not asked for, or are delivered.
+    where they were not asked for, or are delivered. `beam` is set for beam search.
     """
 
     source: EngineRequest
@@ -37,6 +41,7 @@ class RequestGroup:
     has_pending_forks: bool = False
     prompt_logprobs: list[TokenLogprobs] | None = None
     grammar: Grammar | None = None
+    beam: BeamGroup | None = None
     eos_token_ids: frozenset[int] = field(init=False)
     stop_token_ids: frozenset[int] = field(init=False)
     root_hash: bytes = field(init=False)
@@ -51,7 +56,9 @@ class RequestGroup:
     def new_sequence(self, index: int) -> Request:
         """Make sequence `index`, which goes on behind what was already delivered of it."""
         source = self.source
-        output = list(source.resumed_token_ids[index]) if source.resumed_token_ids else []
+        # Of a beam search nothing is delivered before its end.
+        resumed = source.resumed_token_ids if source.params.beam is None else None
+        output = list(resumed[index]) if resumed else []
         grammar = None
         if self.grammar is not None:
             grammar = self.grammar.start(self.stop_token_ids, output, source.params.reasoning_markers)
@@ -183,6 +190,7 @@ class Request:
             fork_of=fork_of,
             pooling=source.pooling,
             cache_salt=source.cache_salt,
+            num_candidates=0 if self.group.beam is None else self.group.beam.num_candidates,
         )
 
 

@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from operator import attrgetter
 
 from interleaf.config import CacheConfig, SchedulerConfig
+from interleaf.core.beam_group import BeamGroup, check_beams, longest_beam
 from interleaf.core.kv_manager import KVManager
 from interleaf.core.request import Request, RequestGroup, RequestStatus
 from interleaf.core.structured import Grammar, MaskRequest
@@ -45,6 +46,7 @@ class Scheduler:
 
     def __init__(self, scheduler_config: SchedulerConfig, cache_config: CacheConfig) -> None:
         self._config = scheduler_config
+        self._cache_config = cache_config
         self._capacity = cache_config.num_slots
         self._max_total_tokens = min(scheduler_config.max_model_len, self._capacity + 1)
         self._kv = KVManager(cache_config)
@@ -53,6 +55,10 @@ class Scheduler:
         self._running: list[Request] = []
         self._waiting: list[Request] = []
         self._removed_sequence_ids: list[str] = []
+        self._beam_groups: dict[str, RequestGroup] = {}
+        """Requests with beam search that run."""
+        self._new_beams: list[Request] = []
+        self._picked: list[tuple[Request, int]] = []
         self._num_arrivals = 0
         self._drafts: dict[str, list[int]] = {}
         """Guesses at the next tokens of sequences, from the last step's results."""
@@ -84,8 +90,13 @@ class Scheduler:
             return
         if params.prompt_logprobs is not None:
             group.prompt_logprobs = []
-        group.has_pending_forks = params.n > 1
         self._groups[engine_request.request_id] = group
+        if params.beam is not None:
+            longest = longest_beam(params, len(engine_request.prompt_token_ids), self._cache_config)
+            group.beam = BeamGroup(group, min(self._max_total_tokens, longest))
+            self._enqueue(group.beam.beams[0])
+            return
+        group.has_pending_forks = params.n > 1
         self._enqueue(group.new_sequence(0))
 
     def abort(self, request_ids: list[str]) -> None:
@@ -98,10 +109,10 @@ class Scheduler:
                     self._retire(request)
 
     def abort_sequences(self, sequence_ids: list[str]) -> None:
-        """End single sequences; their siblings go on. Unknown ids are ignored."""
+        """End single sequences; their siblings go on. Unknown ids, and those of beams, are ignored."""
         for sequence_id in sequence_ids:
             request = self._sequences.get(sequence_id)
-            if request is not None:
+            if request is not None and request.group.beam is None:
                 if request.group.has_pending_forks:
                     self._queue_forks(request.group, 1)
                 self._retire(request)
@@ -117,6 +128,8 @@ class Scheduler:
         self._schedule_drafts(output)
         output.removed_sequence_ids = self._removed_sequence_ids
         self._removed_sequence_ids = []
+        if self._new_beams or self._picked:
+            self._tell_beams(output)
         return output
 
     def masks_wanted(self, scheduled: SchedulerOutput) -> list[MaskRequest]:
@@ -212,6 +225,8 @@ class Scheduler:
             raise RequestError("The prompt is empty: send at least one token.", "prompt")
         if resumed and len(resumed) != engine_request.params.n:
             raise RequestError(f"resumed_token_ids has {len(resumed)} lists for n={engine_request.params.n} sequences.")
+        if engine_request.params.beam is not None:
+            check_beams(engine_request.params, num_prompt_tokens, self._config, self._cache_config)
         # A prompt whose hidden states are pooled may fill the context; any other must leave room for a token.
         num_tokens = num_prompt_tokens + (engine_request.pooling is None)
         if num_tokens > self._config.max_model_len:
@@ -262,6 +277,13 @@ class Scheduler:
         while index < len(running) and budget > 0:
             request = running[index]
             left = request.num_tokens - request.num_computed_tokens
+            if request.group.beam is not None:
+                if not left:
+                    # It waits for the candidates of its siblings.
+                    index += 1
+                    continue
+                if not self._make_room(request.group.beam):
+                    break
             num_tokens = min(left, budget, threshold)
             if num_blocks_needed(request, num_tokens) and not self._grow(request, num_tokens, output):
                 break
@@ -293,8 +315,48 @@ class Scheduler:
             output.block_table_updates.append(BlockTableUpdate(request.sequence_id, start, request.block_ids[start:]))
         return True
 
+    def _make_room(self, beam: BeamGroup) -> bool:
+        """Get blocks for all beams that have a token to compute, before any is scheduled; False if these went."""
+        missing = [one for one in beam.beams if one.num_computed_tokens < one.num_tokens]
+        if len(beam.beams) == 1 or len(missing) <= self._kv.pool.num_free:
+            return True
+        while self._kv.num_blocks_needed_together(missing) > self._kv.pool.num_free:
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim.group.beam is beam:
+                return False
+        return True
+
+    def _tell_beams(self, output: SchedulerOutput) -> None:
+        """Let the worker know what the last round did to beams that still run."""
+        untold = {one.sequence_id for one in self._new_beams if one.status is not RequestStatus.RUNNING}
+        output.removed_sequence_ids = [name for name in output.removed_sequence_ids if name not in untold]
+        output.new_requests += [one.as_new_request() for one in self._new_beams if one.status is RequestStatus.RUNNING]
+        output.picked_token_ids = {
+            one.sequence_id: token for one, token in self._picked if one.status is RequestStatus.RUNNING
+        }
+        self._new_beams, self._picked = [], []
+
+    def _restart_beams(self, group: RequestGroup, beam: BeamGroup) -> None:
+        """All beams of a request go, and the search waits to begin anew: its result is the same."""
+        first = beam.beams[0]
+        beam.least_blocks = len({block for one in beam.beams for block in one.block_ids})
+        for one in beam.beams:
+            self._stop_running(one)
+            one.status = RequestStatus.FINISHED
+            del self._sequences[one.sequence_id]
+        group.sequences.clear()
+        del self._beam_groups[group.source.request_id]
+        request = beam.start()
+        request.num_preemptions, request.num_cached_tokens = first.num_preemptions + 1, first.num_cached_tokens
+        self._stats.num_preemptions += 1
+        self._enqueue(request)
+
     def _preempt(self, request: Request) -> None:
         """Back to the waiting queue without blocks, to be recomputed from its tokens."""
+        if request.group.beam is not None:
+            self._restart_beams(request.group, request.group.beam)
+            return
         self._stop_running(request)
         request.status = RequestStatus.WAITING
         request.num_preemptions += 1
@@ -309,7 +371,7 @@ class Scheduler:
         """
         config = self._config
         block_size = self._kv.block_size
-        while self._waiting and len(self._running) < config.max_num_seqs:
+        while self._waiting and self._num_free_seats():
             budget = config.max_num_batched_tokens - output.total_num_scheduled_tokens
             if not budget:
                 break
@@ -322,14 +384,30 @@ class Scheduler:
                 num_tokens = min(left, budget, config.long_prefill_token_threshold or left)
             if not num_tokens or not self._kv.can_admit(request, cached, reserved):
                 break
+            if request.group.beam is not None and not self._can_begin(request.group.beam, reserved):
+                break
             del self._waiting[0]
             self._admit(request, cached, num_tokens, output)
             reserved += self._kv.num_blocks_missing(request, request.num_computed_tokens + num_tokens)
+
+    def _num_free_seats(self) -> int:
+        """Sequences that may still start; beams that may yet come have theirs."""
+        seats = self._config.max_num_seqs - len(self._running)
+        for group in self._beam_groups.values():
+            assert group.beam is not None
+            seats -= group.beam.width - len(group.sequences)
+        return seats
+
+    def _can_begin(self, beam: BeamGroup, reserved: int) -> bool:
+        """Whether all beams find a seat, and those that were preempted the blocks that they had."""
+        return beam.width <= self._num_free_seats() and beam.least_blocks <= self._kv.pool.num_free - reserved
 
     def _admit(self, request: Request, cached: list[int], num_tokens: int, output: SchedulerOutput) -> None:
         self._kv.admit(request, cached, num_tokens)
         request.status = RequestStatus.RUNNING
         insort(self._running, request, key=policy_order)
+        if request.group.beam is not None:
+            self._beam_groups[request.group.source.request_id] = request.group
         if request.num_preemptions == 0:
             self._count_first_admission(request)
         output.new_requests.append(request.as_new_request())
@@ -354,8 +432,7 @@ class Scheduler:
         Those for which `max_num_seqs` has no room wait as ordinary sequences.
         """
         group = parent.group
-        seats = self._config.max_num_seqs - len(self._running)
-        num_started = min(seats, group.source.params.n - 1)
+        num_started = min(self._num_free_seats(), group.source.params.n - 1)
         for index in range(1, 1 + num_started):
             child = group.new_sequence(index)
             self._kv.fork(parent, child)
@@ -432,13 +509,17 @@ class Scheduler:
             return
         error = step_output.errors.get(sequence_id)
         if error is not None:
-            outputs.append(self._finish_failed(request, error))
+            self._finish_failed(request, error, outputs)
+            return
+        if request.group.beam is not None:
+            if request.group.beam.report(request, step_output.candidates[sequence_id]):
+                self._advance_beams(request.group, request.group.beam, outputs)
             return
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
             return
         if request.grammar is not None and (error := request.grammar.error) is not None:
-            outputs.append(self._finish_failed(request, f"The grammar cannot be followed: {error}"))
+            self._finish_failed(request, f"The grammar cannot be followed: {error}", outputs)
             return
         new_token_ids: list[int] = []
         stop = None
@@ -480,12 +561,40 @@ class Scheduler:
             embedding=pooled,
         )
 
-    def _finish_failed(self, request: Request, error: str) -> EngineOutput:
-        """The end of a sequence that cannot go on."""
+    def _finish_failed(self, request: Request, error: str, outputs: list[EngineOutput]) -> None:
+        """The end of a sequence that cannot go on; one beam takes the others with it."""
+        group = request.group
+        if group.beam is not None:
+            outputs += group.beam.errors(error)
+            self.abort([group.source.request_id])
+            return
         self._retire(request)
-        return EngineOutput(
-            request.group.source.request_id, request.index, [], finish_reason=FinishReason.ERROR, error=error
+        outputs.append(
+            EngineOutput(group.source.request_id, request.index, [], finish_reason=FinishReason.ERROR, error=error)
         )
+
+    def _advance_beams(self, group: RequestGroup, beam: BeamGroup, outputs: list[EngineOutput]) -> None:
+        """All beams have reported: let them fork and go, or end the request."""
+        played = beam.advance(self._kv)
+        if played is None:
+            news = beam.outputs()
+            news[0].prompt_logprobs, group.prompt_logprobs = group.prompt_logprobs, None
+            for output in news:
+                output.num_cached_tokens = beam.beams[0].num_cached_tokens
+                self._stats.num_generation_tokens += len(output.new_token_ids)
+            outputs += news
+            self.abort([group.source.request_id])
+            return
+        if beam.length == 1:
+            # Nothing is told before the end, but that the search has begun.
+            outputs.append(EngineOutput(group.source.request_id, 0, []))
+        for request in played.forks:
+            self._sequences[request.sequence_id] = request
+            insort(self._running, request, key=policy_order)
+        for request in played.dropped:
+            self._retire(request)
+        self._new_beams += played.forks
+        self._picked += played.picked
 
     def _gather_prompt_logprobs(self, request: Request, step_output: StepOutput) -> None:
         """Append a chunk's entries behind those there are; a recomputed prompt brings some again."""
@@ -509,6 +618,7 @@ class Scheduler:
         del group.sequences[request.index]
         if not group.sequences:
             del self._groups[group.source.request_id]
+            self._beam_groups.pop(group.source.request_id, None)
 
     def _stop_running(self, request: Request) -> None:
         del self._running[bisect_left(self._running, request.order, key=policy_order)]

@@ -35,6 +35,8 @@ def check_request(request: EngineRequest, config: EngineConfig) -> None:
     resumed = request.resumed_token_ids or []
     if request.pooling is not None and (params.n != 1 or params.prompt_logprobs is not None or resumed):
         raise RequestError("A request for an embedding has one sequence, which generates nothing.", "pooling")
+    if params.beam is not None and (request.pooling is not None or any(resumed)):
+        raise RequestError("A beam search starts from its prompt, and generates text.", "beam_width")
     if any(len(tokens) > config.scheduler.max_model_len for tokens in resumed):
         raise RequestError("resumed_token_ids is longer than the context.", "resumed_token_ids")
     lists: list[tuple[str, Iterable[int]]] = [

@@ -28,6 +28,7 @@ from interleaf.errors import (
     RequestFailedError,
 )
 from interleaf.frontend.admission import Admission
+from interleaf.frontend.beam_search import request_params
 from interleaf.frontend.board import Seat, Tally
 from interleaf.frontend.metrics import EngineMetrics
 from interleaf.frontend.output import OutputProcessor, RequestState, sequence_id
@@ -46,7 +47,7 @@ from interleaf.messages import (
 )
 from interleaf.observe import get_logger
 from interleaf.outputs import EmbeddingRequestOutput, RequestOutput
-from interleaf.params import PoolingParams, RequestOutputKind, RequestParams, SamplingParams
+from interleaf.params import BeamSearchParams, PoolingParams, RequestOutputKind, RequestParams, SamplingParams
 from interleaf.worker.logits.custom import importable, load_custom
 
 if TYPE_CHECKING:
@@ -330,6 +331,23 @@ class AsyncEngine:
             async for output in outputs:
                 yield EmbeddingRequestOutput.from_output(output)
 
+    async def beam_search(
+        self, prompt: Prompt, request_id: str | None, params: BeamSearchParams, **options: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Yield, once, the likeliest texts behind a prompt, as the `outputs` of one request.
+
+        Args:
+            options: and the other arguments, as for `generate`.
+
+        Raises:
+            InterleafError: as `generate`.
+        """
+        await self.start()
+        asked = request_params(params, self.config.max_logprobs)
+        async with contextlib.aclosing(self.generate(prompt, asked, request_id, **options)) as outputs:
+            async for output in outputs:
+                yield output
+
     async def abort(self, request_id: str) -> None:
         """End the requests of this name (of `generate`'s); their readers get a last output that says "abort"."""
         self._end([name for name, one in self._streams.items() if one.external_id == request_id], FinishReason.ABORT)
@@ -488,11 +506,13 @@ class AsyncEngine:
             self._connection().send(AbortSequences(followed.abort_sequence_ids))
         for request_id, num_tokens in followed.num_new_tokens.items():
             self._recovery.progressed(request_id, num_tokens)
+            if request_id in self._streams:
+                # Searches bring nothing before their end, but news that they have begun.
+                self._note_start(self._streams[request_id])
         for request_id, (state, indices) in followed.updated.items():
             stream = self._streams[request_id]
             if request_id in followed.errors:
                 stream.fail(RequestFailedError(followed.errors[request_id]))
-            self._note_start(stream)
             if state.finished or state.kind is not RequestOutputKind.FINAL_ONLY:
                 stream.notify(indices)
             if state.finished:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from interleaf.config import EngineConfig
+from interleaf.core.beam_group import check_beams
 from interleaf.errors import CorruptCheckpointError, GrammarError, ParameterError, PromptTooLongError, RequestError
 from interleaf.frontend.grammar import SUBJECTS, grammar_source
 from interleaf.frontend.grammar_check import GrammarChecker
@@ -96,6 +97,7 @@ class Processor:
         stream: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
+        self._scheduler, self._cache = config.scheduler, config.cache
         self._max_model_len = config.scheduler.max_model_len
         self._vocab_size = config.model.vocab_size
         self._hidden_size = config.model.hidden_size
@@ -190,6 +192,8 @@ class Processor:
         if pooling is None:
             self._fit_lengths(params, len(token_ids))
             self._find_reasoning(params, token_ids)
+        if params.beam is not None:
+            check_beams(params, len(token_ids), self._scheduler, self._cache)
         if output_kind is not None:
             params.output_kind = output_kind
         if isinstance(request.priority, bool) or not isinstance(request.priority, int):

@@ -69,7 +69,7 @@ class Job:
         body.check_fields()
         model = context.state.check_model(body.model)
         count = body.n or 1
-        choose = body.best_of is not None and body.best_of > count
+        choose = body.best_of is not None and body.best_of > count and not body.use_beam_search
         defaults = context.engine.default_sampling_params()
         limit = defaults.max_tokens if body.max_tokens is None else max(1, body.max_tokens)
         params = body.sampling_params(
@@ -78,7 +78,8 @@ class Job:
             logprobs=0 if choose and body.logprobs is None else body.logprobs,
             output_kind=RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY,
         )
-        params.n = max(count, body.best_of or 1)
+        if choose:
+            params.n = body.best_of or count
         if body.echo and body.logprobs is not None and params.prompt_logprobs is None:
             params.prompt_logprobs = body.logprobs
         return Job(body, context, generation.identifier("cmpl", context, body), model, params, count)

@@ -25,7 +25,8 @@ class Batch:
         temperatures, top_k, top_p, min_p, seeds: sampling, [rows]; temperature 0 is greedy.
         num_logprobs, num_prompt_logprobs: int32 [rows]; see `NO_LOGPROBS`.
         num_prompt_logprobs_done: int32 [rows]: prompt positions whose logprobs the core already has.
-        samples: bool [rows]: False for sequences whose hidden states are pooled.
+        samples: bool [rows]: False for sequences whose hidden states are pooled, and for beams.
+        num_candidates: int32 [rows]: next tokens that are wanted of a beam; 0 for what is none.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
@@ -43,6 +44,7 @@ class Batch:
         self.num_prompt_logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int32)
         self.num_prompt_logprobs_done = np.zeros(max_num_seqs, np.int32)
         self.samples = np.ones(max_num_seqs, np.bool_)
+        self.num_candidates = np.zeros(max_num_seqs, np.int32)
         self.row_of: dict[str, int] = {}
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
 
@@ -66,7 +68,8 @@ class Batch:
         wanted = params.prompt_logprobs if request.fork_of is None else None
         self.num_prompt_logprobs[row] = NO_LOGPROBS if wanted is None else wanted
         self.num_prompt_logprobs_done[row] = request.num_prompt_logprobs_done
-        self.samples[row] = request.pooling is None
+        self.samples[row] = request.pooling is None and not request.num_candidates
+        self.num_candidates[row] = request.num_candidates
         return row
 
     def remove(self, sequence_id: str) -> int | None:

@@ -111,6 +111,9 @@ class Runner:
         computed = self._batch.num_computed_tokens[layout.rows] + layout.counts - layout.num_drafts
         complete = (computed == self._batch.num_tokens[layout.rows]) & self._batch.samples[layout.rows]
         self._sample(self._samples(layout, complete, forks), size, output)
+        if self._batch.num_candidates[layout.rows].any():
+            self._find_candidates(layout, computed, size, output)
+        self._note_failures(layout, forks, output)
         self._prompt_logprobs(layout, computed, size, output)
         output.pooled = self._pooler.pool(layout.sequence_ids, layout.rows, layout.starts, layout.counts, size)
         starts = self._batch.num_computed_tokens[layout.rows]
@@ -138,11 +141,21 @@ class Runner:
             self._pooler.add(row, request)
             if self._speculator is not None:
                 self._speculator.add(row, request)
+        if scheduled.picked_token_ids:
+            self._take_picked(scheduled.picked_token_ids)
         for update in scheduled.block_table_updates:
             self._batch.update_block_table(update)
         if scheduled.block_copies:
             self._ops.copy_blocks(self._caches, scheduled.block_copies)
         return [request for request in scheduled.new_requests if request.fork_of is not None]
+
+    def _take_picked(self, tokens: dict[str, int]) -> None:
+        """Put the tokens that the core picked behind their beams."""
+        batch = self._batch
+        rows = np.fromiter((batch.row_of[name] for name in tokens), np.int64, len(tokens))
+        batch.put(rows, batch.num_tokens[rows], np.fromiter(tokens.values(), np.int32, len(tokens)))
+        for row, token in zip(rows.tolist(), tokens.values(), strict=True):
+            self._sampler.advance(row, token)
 
     def _lay_out(self, scheduled: SchedulerOutput) -> _Layout:
         """Write the step's inputs: every sequence's next tokens, one after the other."""
@@ -236,10 +249,26 @@ class Runner:
                     if entries and (entry := entries[i]) is not None:
                         output.logprobs.setdefault(name, []).append(entry)
                 left = sorted({*left} - {*taken})
+
+    def _find_candidates(self, layout: _Layout, computed: np.ndarray, size: StepSize, output: StepOutput) -> None:
+        """The likeliest next tokens of every beam whose tokens are all computed."""
+        batch = self._batch
+        complete = np.flatnonzero((computed == batch.num_tokens[layout.rows]) & (batch.num_candidates[layout.rows] > 0))
+        index, rows = (layout.starts + layout.counts - 1)[complete], layout.rows[complete]
+        names = [layout.sequence_ids[i] for i in complete]
+        for part, logits in self._logits(index, size):
+            found = self._sampler.candidates(
+                logits, rows[part], partial(self._again, index[part], np.arange(len(logits)), size)
+            )
+            output.candidates.update(zip(names[part], found, strict=True))
+
+    def _note_failures(self, layout: _Layout, forks: list[NewRequest], output: StepOutput) -> None:
+        """Tell of sequences that a logits processor has failed on, be it before or in this step."""
         failures = self._sampler.failures
         if failures:
-            names = zip(samples.sequence_ids, rows.tolist(), strict=True)
-            output.errors = {name: failures[row] for name, row in names if row in failures}
+            row_of = self._batch.row_of
+            names = [*layout.sequence_ids, *(fork.sequence_id for fork in forks)]
+            output.errors = {name: failures[row_of[name]] for name in names if row_of[name] in failures}
 
     def _prompt_logprobs(self, layout: _Layout, computed: np.ndarray, size: StepSize, output: StepOutput) -> None:
         """The logits of prompt token p - 1 tell the logprob of prompt token p."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from interleaf.config import EngineConfig
 from interleaf.logits_processor import LogitsProcessor
-from interleaf.messages import NewRequest, TokenLogprobs
+from interleaf.messages import BeamCandidates, NewRequest, TokenLogprobs
 from interleaf.ops import LogprobsOutput, Ops
 from interleaf.worker.batch import NO_LOGPROBS, Batch
 from interleaf.worker.logits.chain import LogitsChain
@@ -99,6 +99,56 @@ class Sampler:
         for place, entry in zip(wanting.tolist(), found, strict=True):
             entries[place] = entry
         return tokens, entries
+
+    def advance(self, row: int, token: int) -> None:
+        """A row has got a token that was not sampled here."""
+        self._chain.advance(row, token)
+
+    def candidates(self, logits: np.ndarray, rows: np.ndarray, again: Callable[[], np.ndarray]) -> list[BeamCandidates]:
+        """The likeliest next tokens of each row, at least `Batch.num_candidates` of them.
+
+        What changes logits works on logprobs here, and those that come back are not normalized again (as in
+        Transformers' beam search). Arguments are those of `sample`.
+        """
+        batch, chain = self._batch, self._chain
+        row_list = rows.tolist()
+        self._temper(logits, rows)
+        told = np.where(batch.num_logprobs[rows] == -1, logits.shape[1], batch.num_logprobs[rows])
+        counts = np.minimum(np.maximum(batch.num_candidates[rows], told), logits.shape[1])
+        wanted = np.full(len(rows), counts.max(), np.int32)
+        held_rows = chain.rows
+        held = [i for i, row in enumerate(row_list) if row in held_rows]
+        if held:
+            self._normalize(logits, held)
+            chain.apply(logits, row_list, lambda: self._normalized_again(again, rows, held))
+        index = np.arange(len(rows))
+        found = self._ops.logprobs(logits, index, np.zeros(len(rows), np.int32), wanted)
+        if held:
+            # A row that was changed is no distribution any more: its own values are the scores.
+            found.top_logprobs[held] = np.take_along_axis(logits[held], found.top_tokens[held], axis=1)
+        return [
+            BeamCandidates(found.top_tokens[i, :count].tolist(), found.top_logprobs[i, :count].tolist())
+            for i, count in enumerate(counts.tolist())
+        ]
+
+    def _temper(self, logits: np.ndarray, rows: np.ndarray) -> None:
+        temperatures = self._batch.temperatures[rows]
+        for i in np.flatnonzero((temperatures != 0.0) & (temperatures != 1.0)).tolist():
+            logits[i] /= temperatures[i]
+
+    def _normalize(self, logits: np.ndarray, places: list[int]) -> None:
+        """Turn these rows into logprobs."""
+        likeliest = logits[places].argmax(axis=1).astype(np.int32)
+        none = np.zeros(len(places), np.int32)
+        highest = self._ops.logprobs(logits, np.array(places), likeliest, none).chosen
+        for i, token, logprob in zip(places, likeliest.tolist(), highest, strict=True):
+            logits[i] -= logits[i, token] - logprob
+
+    def _normalized_again(self, again: Callable[[], np.ndarray], rows: np.ndarray, places: list[int]) -> np.ndarray:
+        logits = again()
+        self._temper(logits, rows)
+        self._normalize(logits, places)
+        return logits
 
     def logprobs(
         self, logits: np.ndarray, logits_rows: np.ndarray, tokens: np.ndarray, counts: np.ndarray

@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from interleaf.messages import EngineRequest, FinishReason, NewRequest, SchedulerOutput, StepOutput, TokenLogprobs
+from interleaf.core.beam import BeamSearch, num_candidates
+from interleaf.messages import (
+    BeamCandidates,
+    EngineRequest,
+    FinishReason,
+    NewRequest,
+    SchedulerOutput,
+    StepOutput,
+    TokenLogprobs,
+)
 
 ROOT_TAGS = {None: 1, "salt": 2}
 
@@ -41,6 +50,27 @@ def generate(source: EngineRequest, index: int, vocab_size: int, max_total: int)
             return output, FinishReason.STOP
         if len(output) == params.max_tokens or len(source.prompt_token_ids) + len(output) == max_total:
             return output, FinishReason.LENGTH
+
+
+def candidates(tag: int, vocab_size: int, count: int) -> BeamCandidates:
+    """The best next tokens behind a context; ties are frequent."""
+    logprobs = sorted((-float(hash((tag, token, "beam")) % 7) - 0.5, -token) for token in range(vocab_size))[::-1]
+    return BeamCandidates([-token for _, token in logprobs[:count]], [logprob for logprob, _ in logprobs[:count]])
+
+
+def search(source: EngineRequest, vocab_size: int, max_total: int) -> list[tuple[list[int], FinishReason]]:
+    """The texts of a beam search that has the machine to itself."""
+    params = source.params
+    eos = frozenset(() if params.ignore_eos else source.eos_token_ids)
+    stops = frozenset(params.stop_token_ids or ())
+    longest = min(params.max_tokens or max_total, max_total - len(source.prompt_token_ids))
+    beams = BeamSearch(params.beam, eos, stops, longest, 0)
+    count = num_candidates(params.beam, len(eos | stops))
+    contexts = [tags_of(source.prompt_token_ids, source.cache_salt)[-1]]
+    while chosen := beams.advance([candidates(tag, vocab_size, count) for tag in contexts]):
+        contexts = [hash((contexts[number], token)) for number, token in chosen]
+    found = [([node.token for node in one.node.path()], one.finish_reason) for one in beams.results()]
+    return found[: params.n] + [([], FinishReason.LENGTH)] * (params.n - len(found))
 
 
 @dataclass
@@ -74,6 +104,11 @@ class MemoryWorker:
             del self.sequences[sequence_id]
         for new in output.new_requests:
             self._hold(new)
+        for sequence_id, token in output.picked_token_ids.items():
+            held = self.sequences[sequence_id]
+            assert held.new.num_candidates and held.num_computed == len(held.tokens)
+            held.tokens.append(token)
+            held.tags.append(hash((held.tags[-1], token)))
         starts = {(update.sequence_id, update.start) for update in output.block_table_updates}
         assert len(starts) == len(output.block_table_updates)
         for update in output.block_table_updates:
@@ -136,6 +171,9 @@ class MemoryWorker:
             self._check_context(held, held.num_computed)
             if held.num_computed == len(held.tokens) and held.new.pooling is not None:
                 step.pooled[held.new.sequence_id] = [float(len(held.tokens))]
+            elif held.num_computed == len(held.tokens) and held.new.num_candidates:
+                tag = self.slots[self._slot(held, held.num_computed - 1)]
+                step.candidates[held.new.sequence_id] = candidates(tag, self.vocab_size, held.new.num_candidates)
             elif held.num_computed == len(held.tokens):
                 self._verify(held, output.draft_token_ids.get(held.new.sequence_id, []), step)
                 self._propose(held, step)

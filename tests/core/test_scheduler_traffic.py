@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from interleaf.config import CacheConfig, SchedulerConfig
 from interleaf.core.scheduler import Scheduler
-from interleaf.errors import PromptTooLongError
+from interleaf.errors import ParameterError, PromptTooLongError
 from interleaf.messages import EngineOutput, EngineRequest, FinishReason
-from interleaf.params import SamplingParams
-from tests.core.memory_worker import MemoryWorker, generate
+from interleaf.params import BeamSettings, SamplingParams
+from tests.core.memory_worker import MemoryWorker, generate, search
 
 BLOCK_SIZE = 4
 VOCAB_SIZE = 12
@@ -36,7 +36,7 @@ class Client:
     def receive(self, output: EngineOutput) -> None:
         assert output.index not in self.gone and output.index not in self.reasons
         self.tokens[output.index] += output.new_token_ids
-        if self.source.params.logprobs is not None:
+        if self.source.params.logprobs is not None and output.new_token_ids:
             assert [entry.token_ids[0] for entry in output.logprobs] == output.new_token_ids
         if output.prompt_logprobs is not None:
             assert self.prompt_logprobs is None and output.index == 0
@@ -86,10 +86,17 @@ class Traffic(RuleBasedStateMachine):
         extras=st.sampled_from([{}, {"ignore_eos": True}, {"stop_token_ids": [STOP_TOKEN]}, {"logprobs": 0}]),
         salt=st.sampled_from([None, None, None, "salt"]),
         seed=st.integers(0, 3) | st.just(2**63 - 2),
+        width=st.sampled_from([None, None, 2, 3]),
+        early_stopping=st.sampled_from([False, True, "never"]),
     )
-    def arrive(self, prefix, suffix, n, priority, max_tokens, min_tokens, prompt_logprobs, extras, salt, seed):
+    def arrive(
+        self, prefix, suffix, n, priority, max_tokens, min_tokens, prompt_logprobs, extras, salt, seed, width,
+        early_stopping,
+    ):  # fmt: skip
+        beam = width and BeamSettings(width, early_stopping=early_stopping)
         params = SamplingParams(
-            n=n,
+            n=min(n, width or n),
+            beam=beam,
             seed=seed,
             max_tokens=max_tokens,
             min_tokens=min(min_tokens, max_tokens or 3),
@@ -99,14 +106,22 @@ class Traffic(RuleBasedStateMachine):
         request_id = f"r{len(self.clients)}"
         source = EngineRequest(request_id, prefix + suffix, params, [EOS], priority=priority, cache_salt=salt)
         fits = len(source.prompt_token_ids) < min(MAX_MODEL_LEN, self.cache_config.num_slots)
+        if beam:
+            fits = fits and width <= self.scheduler_config.max_num_seqs and self.longest(source) > len(prefix + suffix)
         try:
             self.scheduler.add_request(source)
-        except PromptTooLongError:
+        except (PromptTooLongError, ParameterError):
             assert not fits
             return
         assert fits
-        self.clients[request_id] = Client(source, [[] for _ in range(n)])
+        self.clients[request_id] = Client(source, [[] for _ in range(params.n)])
         self.worker.salts[request_id] = salt
+
+    def longest(self, source):
+        """Each beam may need all of its blocks for itself, but for the full ones of the prompt."""
+        shared = len(source.prompt_token_ids) // BLOCK_SIZE
+        own = (self.cache_config.num_blocks - shared) // source.params.beam.width
+        return min(self.max_total, (shared + own) * BLOCK_SIZE + 1 if own > 0 else 0)
 
     @precondition(lambda self: self.scheduler.has_unfinished())
     @rule(times=st.integers(1, 6))
@@ -197,6 +212,11 @@ class Traffic(RuleBasedStateMachine):
         assert not self.scheduler.has_unfinished()
         assert self.scheduler.stats().num_free_blocks == self.cache_config.num_blocks
         for client in self.clients.values():
+            if client.source.params.beam is not None:
+                texts = search(client.source, VOCAB_SIZE, self.longest(client.source))
+                reasons = [client.reasons.get(index) for index in range(len(texts))]
+                assert client.gone or list(zip(client.tokens, reasons, strict=True)) == texts
+                continue
             for index, tokens in enumerate(client.tokens):
                 expected, reason = generate(client.source, index, VOCAB_SIZE, self.max_total)
                 if index in client.gone:

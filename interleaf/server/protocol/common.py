@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema
 
 from interleaf.observe import get_logger
-from interleaf.params import SamplingParams, StructuredOutputsParams
+from interleaf.params import BeamSettings, SamplingParams, StructuredOutputsParams
 from interleaf.server.errors import bad_request
 
 logger = get_logger(__name__)
@@ -31,7 +31,6 @@ NOT_SUPPORTED = {
     "logits_processors": "no code is taken from requests",
     "mcp_servers": "no tool is run here",
     "moderation": "this server moderates nothing",
-    "use_beam_search": "beam search is not available",
     "web_search_options": "this server searches no web",
 }
 """Fields whose being ignored would change the answer: field -> why it is refused."""
@@ -220,6 +219,11 @@ class SamplingFields(RequestFields, StructureFields):
     speculative: bool | None = None
     vllm_xargs: dict[str, Any] | None = None
 
+    use_beam_search: bool | None = False
+    beam_width: int | None = Field(None, ge=1, le=MAX_N)
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
+
     return_token_ids: bool | None = False
     return_tokens_as_token_ids: bool | None = False
 
@@ -236,7 +240,23 @@ class SamplingFields(RequestFields, StructureFields):
         values = {name: getattr(defaults, name) for name in DEFAULTED}
         values |= {name: value for name in SHARED if (value := getattr(self, name)) is not None}
         own["structured_outputs"] = own.get("structured_outputs") or self.structure()
+        if self.use_beam_search:
+            # A checkpoint's temperature is for sampling.
+            values["temperature"] = 1.0 if self.temperature is None else self.temperature
+            values["beam"] = self._beam_settings()
         return SamplingParams(**values, extra_args=self.vllm_xargs, **own)
+
+    def _beam_settings(self) -> BeamSettings:
+        """The width is vLLM's `n` or `best_of` where there is no `beam_width`."""
+        widths = (self.beam_width, getattr(self, "best_of", None), self.n)
+        given: dict[str, Any] = {
+            "length_penalty": self.length_penalty,
+            "early_stopping": self.early_stopping,
+        }
+        return BeamSettings(
+            next((width for width in widths if width is not None), 1),
+            **{name: value for name, value in given.items() if value is not None},
+        )
 
     def check_fields(self) -> None:
         super().check_fields()
@@ -244,6 +264,8 @@ class SamplingFields(RequestFields, StructureFields):
             self.stream_options.check_fields()
             if not self.stream:
                 raise bad_request("stream_options are only for requests with stream set to true.", "stream_options")
+        if self.beam_width is not None and not self.use_beam_search:
+            raise bad_request("beam_width needs use_beam_search set to true.", "beam_width")
         if self.stream and self.prompt_logprobs is not None:
             raise bad_request("prompt_logprobs cannot be streamed: set stream to false.", "prompt_logprobs")
 

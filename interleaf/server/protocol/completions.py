@@ -59,7 +59,7 @@ class CompletionRequest(SamplingFields):
         if self.best_of is not None:
             if self.best_of < (self.n or 1):
                 raise bad_request("best_of must not be less than n.", "best_of")
-            if self.stream and self.best_of > (self.n or 1):
+            if self.stream and self.best_of > (self.n or 1) and not self.use_beam_search:
                 raise bad_request("best_of cannot be streamed: set stream to false.", "best_of")
         if self.logprobs is not None and self.logprobs < 0:
             raise bad_request("logprobs must be at least 0.", "logprobs")
