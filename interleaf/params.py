@@ -307,8 +307,6 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
             return
         if not isinstance(self.beam, BeamSettings):
             raise ParameterError("beam must be a BeamSettings.", "beam")
-        if self.structured_outputs is not None:
-            raise ParameterError("structured_outputs cannot be had from a beam search.", "structured_outputs")
         if self.n > self.beam.width:
             raise ParameterError(f"n ({self.n}) must not be greater than beam_width ({self.beam.width}).", "n")
 

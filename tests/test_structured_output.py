@@ -13,6 +13,7 @@ import pytest
 
 from interleaf import LLM, GuidedDecodingParams, SamplingParams, StructuredOutputsParams
 from interleaf.errors import GrammarError, ParameterError
+from interleaf.params import BeamSettings
 from tests.json_schemas import WRITTEN, drawn
 from tests.loader import tiny
 from tests.test_same_bits import block_bytes, essence
@@ -286,3 +287,25 @@ def test_forced_tokens_take_no_steps_of_their_own(llm: LLM) -> None:
     assert tokens[None] == tokens[False]
     assert steps[False] == len(tokens[False]) > 3 * steps[None]
     assert llm.client.stats().num_draft_tokens == 0
+
+
+@pytest.mark.parametrize("blocks", [None, 14])
+def test_beam_search_stays_in_the_grammar_and_keeps_its_bits(model: Path, llm: LLM, blocks: int | None) -> None:
+    numbers = SamplingParams(
+        n=3,
+        logprobs=0,
+        max_tokens=40,
+        beam=BeamSettings(4),
+        structured_outputs=StructuredOutputsParams(regex="[a-f]{3}(-[0-9]{2}){1,9}"),
+    )
+    prompts = [PROMPT + " jumps" * i for i in range(6)]
+    alone = [essence(llm.generate([prompt], numbers, use_tqdm=False)[0]) for prompt in prompts]
+    budget = CACHE_BYTES if blocks is None else blocks * block_bytes(model)
+    with LLM(model, max_model_len=96, kv_cache_memory_bytes=budget) as tight:
+        outputs = tight.generate(prompts, numbers, use_tqdm=False)
+        assert (tight.client.stats().num_preemptions > 0) == (blocks is not None)
+    assert [essence(output) for output in outputs] == alone
+    for output in outputs:
+        texts = [one.text for one in output.outputs]
+        assert len(set(texts)) == 3
+        assert all(re.fullmatch("[a-f]{3}(-[0-9]{2}){1,9}", text) for text in texts)

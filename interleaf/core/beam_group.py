@@ -93,6 +93,8 @@ class BeamGroup:
                 played.picked.append((parent, token))
         for parent, token in played.picked:
             parent.output_token_ids.append(token)
+            if parent.grammar is not None:
+                parent.grammar.accept([token])
         played.dropped = [beam for number, beam in enumerate(self.beams) if number not in heirs]
         self.beams = children
         return played
@@ -131,6 +133,8 @@ class BeamGroup:
         child.num_computed_tokens = parent.num_computed_tokens
         child.num_cached_tokens = parent.num_cached_tokens
         child.output_token_ids = [*parent.output_token_ids, token]
+        if child.grammar is not None:
+            child.grammar.accept(child.output_token_ids)
         return child
 
 

@@ -345,6 +345,7 @@ class Scheduler:
             self._stop_running(one)
             one.status = RequestStatus.FINISHED
             del self._sequences[one.sequence_id]
+            self._num_structured -= one.grammar is not None
         group.sequences.clear()
         del self._beam_groups[group.source.request_id]
         request = beam.start()
@@ -478,7 +479,7 @@ class Scheduler:
         for sequence_id in output.num_scheduled_tokens:
             request = self._sequences[sequence_id]
             # Behind a prompt, blocks may be shared with forks that write there too.
-            if request.grammar is None or not request.output_token_ids:
+            if request.grammar is None or not request.output_token_ids or request.group.beam is not None:
                 continue
             forced = [] if request.group.source.params.speculative is False else request.grammar.forced()
             if forced:
@@ -511,15 +512,15 @@ class Scheduler:
         if error is not None:
             self._finish_failed(request, error, outputs)
             return
+        if request.grammar is not None and (error := request.grammar.error) is not None:
+            self._finish_failed(request, f"The grammar cannot be followed: {error}", outputs)
+            return
         if request.group.beam is not None:
             if request.group.beam.report(request, step_output.candidates[sequence_id]):
                 self._advance_beams(request.group, request.group.beam, outputs)
             return
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
-            return
-        if request.grammar is not None and (error := request.grammar.error) is not None:
-            self._finish_failed(request, f"The grammar cannot be followed: {error}", outputs)
             return
         new_token_ids: list[int] = []
         stop = None
@@ -590,6 +591,7 @@ class Scheduler:
             outputs.append(EngineOutput(group.source.request_id, 0, []))
         for request in played.forks:
             self._sequences[request.sequence_id] = request
+            self._num_structured += request.grammar is not None
             insort(self._running, request, key=policy_order)
         for request in played.dropped:
             self._retire(request)

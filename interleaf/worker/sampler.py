@@ -116,11 +116,15 @@ class Sampler:
         told = np.where(batch.num_logprobs[rows] == -1, logits.shape[1], batch.num_logprobs[rows])
         counts = np.minimum(np.maximum(batch.num_candidates[rows], told), logits.shape[1])
         wanted = np.full(len(rows), counts.max(), np.int32)
-        held_rows = chain.rows
-        held = [i for i, row in enumerate(row_list) if row in held_rows]
+        masked = [] if self.masks is None else self.masks.places(rows, batch.num_tokens[rows])
+        followed = chain.rows
+        held = sorted({i for i, row in enumerate(row_list) if row in followed} | {i for i, _ in masked})
         if held:
             self._normalize(logits, held)
+            unchanged = {i: logits[i].copy() for i, _ in masked} if followed else {}
             chain.apply(logits, row_list, lambda: self._normalized_again(again, rows, held))
+            if self.masks is not None:
+                self.masks.apply(logits, unchanged, masked)
         index = np.arange(len(rows))
         found = self._ops.logprobs(logits, index, np.zeros(len(rows), np.int32), wanted)
         if held:
