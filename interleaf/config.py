@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from interleaf import families
+from interleaf.cache_layout import PLAIN, CacheLayout, group_layers
 from interleaf.errors import ConfigError, CorruptCheckpointError, InsufficientMemoryError, UnsupportedModelError
 from interleaf.speculative_config import SpeculativeConfig, parse_speculative_config
 
@@ -147,15 +148,27 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """Shape of the paged KV cache. `num_blocks` does not count anything reserved: all are usable."""
+    """Shape of the paged KV cache. `num_blocks` does not count anything reserved: all are usable.
+
+    Where layers are in several groups, a block is a page of one group.
+    """
 
     block_size: int
     num_blocks: int
     enable_prefix_caching: bool
+    layout: CacheLayout = PLAIN
+
+    @property
+    def num_stored_blocks(self) -> int:
+        """The pool's blocks, and behind them the null block where there are windows: it holds zeros."""
+        return self.num_blocks + (not self.layout.is_plain)
 
     @property
     def num_slots(self) -> int:
-        return self.block_size * self.num_blocks
+        """Tokens that fit, if they are all of one sequence."""
+        if self.layout.is_plain:
+            return self.block_size * self.num_blocks
+        return self.layout.capacity(self.num_blocks, self.block_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +228,12 @@ def resolve(
         speculative = replace(speculative, quantization=draft_quantization(args))
     draft_model = None if draft_hf_config is None else _draft_model(draft_hf_config, model)
     max_model_len = _max_model_len(args, model)
-    token_bytes = kv_bytes_per_token(model, dtype) + (kv_bytes_per_token(draft_model, dtype) if draft_model else 0)
-    num_blocks = _num_blocks(args, token_bytes, max_model_len, free_memory_bytes - weight_bytes)
-    max_model_len = _fit_context(args, max_model_len, num_blocks)
+    layout = _cache_layout(args, model, draft_model, max_model_len)
+    page_bytes = block_bytes(model, draft_model, dtype, layout, args.block_size)
+    most_pages = args.max_num_seqs * layout.peak_pages(max_model_len, args.block_size)
+    num_blocks = _num_blocks(args, page_bytes, most_pages, free_memory_bytes - weight_bytes)
+    cache = CacheConfig(args.block_size, num_blocks, args.enable_prefix_caching, layout)
+    max_model_len = _fit_context(args, max_model_len, cache.num_slots)
     if not args.enable_chunked_prefill and args.max_num_batched_tokens < max_model_len:
         raise ConfigError(
             f"max_num_batched_tokens ({args.max_num_batched_tokens}) must be at least max_model_len "
@@ -226,7 +242,7 @@ def resolve(
     return EngineConfig(
         model_name=model_name,
         model=model,
-        cache=CacheConfig(args.block_size, num_blocks, args.enable_prefix_caching),
+        cache=cache,
         scheduler=SchedulerConfig(
             max_num_seqs=args.max_num_seqs,
             max_num_batched_tokens=args.max_num_batched_tokens,
@@ -262,6 +278,16 @@ def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
     """
     padded_head = -(-model.head_dim // 16) * 16
     return 2 * model.num_layers * model.num_kv_heads * padded_head * DTYPE_BYTES[dtype]
+
+
+def block_bytes(
+    model: ModelConfig, draft_model: ModelConfig | None, dtype: str, layout: CacheLayout, block_size: int
+) -> int:
+    """Bytes of one block of the pool: of all layers, or of those that share a page; a draft model's beside them."""
+    token_bytes = kv_bytes_per_token(model, dtype) // model.num_layers * layout.layers_per_page
+    if draft_model is not None:
+        token_bytes += kv_bytes_per_token(draft_model, dtype)
+    return token_bytes * block_size
 
 
 def weight_memory(dtype: str, quantization: str | None, stored_bytes: Callable[..., int]) -> int:
@@ -449,8 +475,15 @@ def _max_model_len(args: EngineArgs, model: ModelConfig) -> int:
     return args.max_model_len
 
 
-def _num_blocks(args: EngineArgs, token_bytes: int, max_model_len: int, free_bytes: int) -> int:
-    block_bytes = token_bytes * args.block_size
+def _cache_layout(
+    args: EngineArgs, model: ModelConfig, draft_model: ModelConfig | None, max_model_len: int
+) -> CacheLayout:
+    """A window that no context outgrows is none; a draft model shares the blocks, and needs all of them kept."""
+    windows = [window if window < max_model_len and draft_model is None else 0 for window in model.windows]
+    return group_layers(windows, min(args.max_num_batched_tokens, args.long_prefill_token_threshold or 1 << 30))
+
+
+def _num_blocks(args: EngineArgs, block_bytes: int, most_blocks: int, free_bytes: int) -> int:
     if free_bytes <= 0:
         raise InsufficientMemoryError(
             "The model's weights alone need more memory than is free: free some or choose a smaller model."
@@ -465,7 +498,7 @@ def _num_blocks(args: EngineArgs, token_bytes: int, max_model_len: int, free_byt
         most = budget // block_bytes
     else:
         budget = int(free_bytes * DEFAULT_MEMORY_SHARE)
-        most = args.max_num_seqs * -(-max_model_len // args.block_size)
+        most = most_blocks
     num_blocks = min(budget // block_bytes, most)
     if num_blocks < 1:
         raise InsufficientMemoryError(
@@ -475,9 +508,8 @@ def _num_blocks(args: EngineArgs, token_bytes: int, max_model_len: int, free_byt
     return num_blocks
 
 
-def _fit_context(args: EngineArgs, max_model_len: int, num_blocks: int) -> int:
+def _fit_context(args: EngineArgs, max_model_len: int, capacity: int) -> int:
     """A cache smaller than the context shortens the context, unless the user insisted on its length."""
-    capacity = num_blocks * args.block_size
     if capacity >= max_model_len:
         return max_model_len
     if args.max_model_len is not None:

@@ -61,8 +61,9 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     """A sequence that the worker does not hold yet: just admitted, resumed, or forked.
 
     `token_ids` is the prompt and whatever was generated before a preemption. `block_ids` is the
-    whole block table. A fork (`fork_of` set) is given no tokens to compute in this step: its
-    `num_computed_tokens` is already the prompt's length, and it samples from the logits of its
+    whole block table, of the first group of layers (`more_block_ids` are those of further groups).
+    A fork (`fork_of` set) is given no tokens to compute in this step: its `num_computed_tokens` is
+    already the prompt's length, and it samples from the logits of its
     parent's last token. Logprobs of the prompt positions 1 to `num_prompt_logprobs_done` are not
     wanted (again). With `pooling` it samples nothing: its hidden states are pooled, for which "mean"
     needs all of them, so that its `num_computed_tokens` is 0. With `num_candidates` it samples nothing
@@ -84,6 +85,7 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
     pooling: Pooling | None = None
     cache_salt: str | None = None
     num_candidates: int = 0
+    more_block_ids: list[list[int]] = []
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -94,12 +96,13 @@ class NewRequest(msgspec.Struct, array_like=True, omit_defaults=True):
         return self.token_ids[self.num_prompt_tokens :]
 
 
-class BlockTableUpdate(msgspec.Struct, array_like=True):
-    """Overwrites a sequence's block table from entry `start` on (new blocks, copied blocks)."""
+class BlockTableUpdate(msgspec.Struct, array_like=True, omit_defaults=True):
+    """Overwrites a sequence's block table (of one group of layers) from entry `start` on: new blocks, copied blocks."""
 
     sequence_id: str
     start: int
     block_ids: list[int]
+    group: int = 0
 
 
 class TokenMasks(Protocol):

@@ -141,11 +141,11 @@ class BeamGroup:
 def longest_beam(params: SamplingParams, num_prompt_tokens: int, cache: CacheConfig) -> int:
     """Tokens of prompt and output that all beams can have at once; the full blocks of the prompt are shared.
 
-    The last token of a text needs no place in the cache.
+    The last token of a text needs no place in the cache. What windows save is left out of account.
     """
     assert params.beam is not None
     shared = num_prompt_tokens // cache.block_size
-    own = (cache.num_blocks - shared) // params.beam.width
+    own = (cache.num_blocks // len(cache.layout.windows) - shared) // params.beam.width
     return (shared + own) * cache.block_size + 1 if own > 0 else 0
 
 

@@ -13,6 +13,7 @@ from interleaf.config import CacheConfig
 from interleaf.core.block_hash import block_hash
 from interleaf.core.block_pool import BlockPool
 from interleaf.core.request import Request
+from interleaf.messages import BlockTableUpdate
 
 
 class FullAttention:
@@ -52,6 +53,9 @@ class FullAttention:
 
 class KVManager:
     """Keeps `Request.block_ids` and the pool's reference counts in step."""
+
+    blocks_per_entry = 1
+    """Blocks that an entry of a sequence's block table stands for."""
 
     def __init__(self, config: CacheConfig) -> None:
         self.pool = BlockPool(config.num_blocks)
@@ -130,6 +134,10 @@ class KVManager:
         self._append_blocks(request, num_tokens)
         return start
 
+    def table_updates(self, request: Request, start: int) -> list[BlockTableUpdate]:
+        """News for the worker of a table that was changed from entry `start` on."""
+        return [BlockTableUpdate(request.sequence_id, start, request.block_ids[start:])]
+
     def extend(self, request: Request, num_tokens: int, num_drafts: int) -> tuple[int, int]:
         """Lengthen the table for drafts behind `num_tokens` tokens that it is ready for, with what blocks are free.
 
@@ -137,10 +145,14 @@ class KVManager:
             For how many drafts there is room, and the first new entry of the table.
         """
         start = len(request.block_ids)
-        slots = (start + self.pool.num_free) * self.block_size
+        slots = (start + self._num_free_entries()) * self.block_size
         num_drafts = min(num_drafts, slots - request.num_computed_tokens - num_tokens)
         self._append_blocks(request, num_tokens + num_drafts)
         return num_drafts, start
+
+    def _num_free_entries(self) -> int:
+        """Entries that tables can still be lengthened by."""
+        return self.pool.num_free
 
     def trim(self, request: Request) -> None:
         """Give back the blocks that only rejected drafts needed."""

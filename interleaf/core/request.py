@@ -86,6 +86,9 @@ class Request:
         num_computed_tokens: tokens whose keys and values are in the cache when the steps
             scheduled so far are done and `update` has seen them.
         block_ids: the block table; it covers the computed tokens and those now being computed.
+        more_tables: of further groups of layers, where there are several; what a window has left behind is the null
+            block.
+        num_dropped: of each group's table, the leading entries that are null.
         block_hashes: of the leading full blocks, as many as were needed so far.
         num_committed_blocks: leading blocks that were offered to the prefix cache.
         num_cached_tokens: prompt tokens that the first admission found in the prefix cache.
@@ -103,6 +106,8 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
+    more_tables: list[list[int]] = field(default_factory=list)
+    num_dropped: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_committed_blocks: int = 0
     num_cached_tokens: int = 0
@@ -191,6 +196,7 @@ class Request:
             pooling=source.pooling,
             cache_salt=source.cache_salt,
             num_candidates=0 if self.group.beam is None else self.group.beam.num_candidates,
+            more_block_ids=[table.copy() for table in self.more_tables],
         )
 
 

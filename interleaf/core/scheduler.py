@@ -12,12 +12,12 @@ from operator import attrgetter
 
 from interleaf.config import CacheConfig, SchedulerConfig
 from interleaf.core.beam_group import BeamGroup, check_beams, longest_beam
+from interleaf.core.grouped_kv_manager import GroupedKVManager
 from interleaf.core.kv_manager import KVManager
 from interleaf.core.request import Request, RequestGroup, RequestStatus
 from interleaf.core.structured import Grammar, MaskRequest
 from interleaf.errors import PromptTooLongError, RequestError
 from interleaf.messages import (
-    BlockTableUpdate,
     EngineOutput,
     EngineRequest,
     FinishReason,
@@ -49,7 +49,7 @@ class Scheduler:
         self._cache_config = cache_config
         self._capacity = cache_config.num_slots
         self._max_total_tokens = min(scheduler_config.max_model_len, self._capacity + 1)
-        self._kv = KVManager(cache_config)
+        self._kv = KVManager(cache_config) if cache_config.layout.is_plain else GroupedKVManager(cache_config)
         self._groups: dict[str, RequestGroup] = {}
         self._sequences: dict[str, Request] = {}
         self._running: list[Request] = []
@@ -312,13 +312,13 @@ class Scheduler:
                 return False
         if needed:
             start = self._kv.allocate(request, num_tokens, output.block_copies)
-            output.block_table_updates.append(BlockTableUpdate(request.sequence_id, start, request.block_ids[start:]))
+            output.block_table_updates += self._kv.table_updates(request, start)
         return True
 
     def _make_room(self, beam: BeamGroup) -> bool:
         """Get blocks for all beams that have a token to compute, before any is scheduled; False if these went."""
         missing = [one for one in beam.beams if one.num_computed_tokens < one.num_tokens]
-        if len(beam.beams) == 1 or len(missing) <= self._kv.pool.num_free:
+        if len(beam.beams) == 1 or len(missing) * self._kv.blocks_per_entry <= self._kv.pool.num_free:
             return True
         while self._kv.num_blocks_needed_together(missing) > self._kv.pool.num_free:
             victim = self._running[-1]
@@ -340,7 +340,8 @@ class Scheduler:
     def _restart_beams(self, group: RequestGroup, beam: BeamGroup) -> None:
         """All beams of a request go, and the search waits to begin anew: its result is the same."""
         first = beam.beams[0]
-        beam.least_blocks = len({block for one in beam.beams for block in one.block_ids})
+        entries = {block for one in beam.beams for block in one.block_ids}
+        beam.least_blocks = len(entries) * self._kv.blocks_per_entry
         for one in beam.beams:
             self._stop_running(one)
             one.status = RequestStatus.FINISHED
@@ -467,8 +468,7 @@ class Scheduler:
                 continue
             num_drafts, start = self._kv.extend(request, num_tokens, num_drafts)
             if start < len(request.block_ids):
-                update = BlockTableUpdate(sequence_id, start, request.block_ids[start:])
-                output.block_table_updates.append(update)
+                output.block_table_updates += self._kv.table_updates(request, start)
             if num_drafts:
                 output.draft_token_ids[sequence_id] = drafts[:num_drafts]
                 output.total_num_scheduled_tokens += num_drafts

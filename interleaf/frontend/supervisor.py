@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from interleaf.config import EngineArgs, EngineConfig, kv_bytes_per_token
+from interleaf.config import EngineArgs, EngineConfig, block_bytes
 from interleaf.engine import wire
 from interleaf.engine.remote import Connection
 from interleaf.engine.step_record import read_stats, read_step_record
@@ -373,10 +373,11 @@ def _how_it_ended(status: int) -> str:
 
 def _pinned(args: EngineArgs, config: EngineConfig) -> EngineArgs:
     """Arguments that give the same engine again, though other memory may be free by then."""
-    block_bytes = kv_bytes_per_token(config.model, config.dtype) * config.cache.block_size
+    cache = config.cache
+    size = block_bytes(config.model, config.draft_model, config.dtype, cache.layout, cache.block_size)
     return replace(
         args,
-        kv_cache_memory_bytes=config.cache.num_blocks * block_bytes,
+        kv_cache_memory_bytes=cache.num_blocks * size,
         max_model_len=config.scheduler.max_model_len,
         seed=config.seed,
     )

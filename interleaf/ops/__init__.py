@@ -50,6 +50,7 @@ class ModelInput:
         block_tables: [batch rows, blocks a sequence].
         logits_index: [max logits]: the tokens whose logits or hidden states are wanted.
         size: how much of all this is valid now.
+        more_groups: the same for layers of further groups, with slots and block tables of their own.
     """
 
     token_ids: np.ndarray
@@ -61,6 +62,10 @@ class ModelInput:
     block_tables: np.ndarray
     logits_index: np.ndarray
     size: StepSize = field(default_factory=StepSize)
+    more_groups: tuple[ModelInput, ...] = ()
+
+    def of_group(self, group: int) -> ModelInput:
+        return self.more_groups[group - 1] if group else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,9 @@ class Ops(Protocol):
 
     def new_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> LayerCache:
         """One layer's empty cache."""
+
+    def in_group(self, cache: LayerCache, group: int) -> LayerCache:
+        """The same memory for a layer of another group, which finds its blocks by `ModelInput.of_group(group)`."""
 
     def copy_blocks(self, caches: Sequence[LayerCache], pairs: Sequence[tuple[int, int]]) -> None:
         """Copy block `source` to block `destination` in every layer, in order."""

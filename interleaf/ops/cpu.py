@@ -12,7 +12,7 @@ import copy
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -167,6 +167,7 @@ class CpuCache:
     values: _native.Memory
     block_size: int
     block_bytes: int
+    group: int = 0
 
 
 class CpuGraph:
@@ -303,6 +304,9 @@ class CpuOps:
         size = num_blocks * block_bytes
         return CpuCache(_native.Memory(size), _native.Memory(size), block_size, block_bytes)
 
+    def in_group(self, cache: CpuCache, group: int) -> CpuCache:
+        return replace(cache, group=group)
+
     def copy_blocks(self, caches: Sequence[CpuCache], pairs: Sequence[tuple[int, int]]) -> None:
         for cache in caches:
             for memory in (cache.keys, cache.values):
@@ -437,6 +441,7 @@ class CpuOps:
         eps: float = 0.0,
     ) -> Buffer:
         q = self._buffer(qkv.rows, shape.num_heads * shape.head_dim, self.dtype)
+        inputs = inputs.of_group(cache.group)
         self.program.rotary_cache(
             qkv=qkv.address,
             q=q.address,
@@ -459,6 +464,7 @@ class CpuOps:
 
     def attention(self, q: Buffer, shape: AttentionShape, cache: CpuCache, inputs: ModelInput) -> Buffer:
         y = self._buffer(q.rows, q.width, self.dtype)
+        inputs = inputs.of_group(cache.group)
         self.program.attention(
             q=q.address,
             y=y.address,

@@ -9,7 +9,7 @@ rounding is the right one there.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class ReferenceCache:
 
     keys: torch.Tensor
     values: torch.Tensor
+    group: int = 0
 
 
 @dataclass(slots=True)
@@ -106,6 +107,9 @@ class ReferenceOps:
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
         return ReferenceCache(torch.zeros(shape), torch.zeros(shape))
 
+    def in_group(self, cache: ReferenceCache, group: int) -> ReferenceCache:
+        return replace(cache, group=group)
+
     def copy_blocks(self, caches: Sequence[ReferenceCache], pairs: Sequence[tuple[int, int]]) -> None:
         for cache in caches:
             for source, destination in pairs:
@@ -165,7 +169,7 @@ class ReferenceOps:
         q, k, v = by_head[:, :heads], by_head[:, heads : heads + kv_heads], by_head[:, heads + kv_heads :]
         position = cos_sin[torch.from_numpy(inputs.positions[: len(qkv)]).long()][:, None, :]
         q = self._round(_rotate(_normalize(q, q_norm, eps), position))
-        slots = torch.from_numpy(inputs.slots[: len(qkv)]).long()
+        slots = torch.from_numpy(inputs.of_group(cache.group).slots[: len(qkv)]).long()
         cache.keys.view(-1, kv_heads, shape.head_dim)[slots] = self._round(
             _rotate(_normalize(k, k_norm, eps), position)
         )
@@ -176,6 +180,7 @@ class ReferenceOps:
         self, q: torch.Tensor, shape: AttentionShape, cache: ReferenceCache, inputs: ModelInput
     ) -> torch.Tensor:
         y = torch.empty_like(q)
+        inputs = inputs.of_group(cache.group)
         for sequence in range(inputs.size.num_sequences):
             begin, end = inputs.query_start[sequence], inputs.query_start[sequence + 1]
             y[begin:end] = self._attend_one(q[begin:end], sequence, shape, cache, inputs)

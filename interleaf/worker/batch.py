@@ -21,7 +21,8 @@ class Batch:
     Fields:
         token_ids: int32 [rows, max_model_len]: prompt and output; during a step its drafts behind them.
         num_tokens, num_prompt_tokens, num_computed_tokens: int32 [rows].
-        block_tables: int32 [rows, blocks a sequence].
+        tables: int32 [groups of layers, rows, blocks a sequence].
+        block_tables: int32 [rows, blocks a sequence]: the first group's.
         temperatures, top_k, top_p, min_p, seeds: sampling, [rows]; temperature 0 is greedy.
         num_logprobs, num_prompt_logprobs: int32 [rows]; see `NO_LOGPROBS`.
         num_prompt_logprobs_done: int32 [rows]: prompt positions whose logprobs the core already has.
@@ -29,9 +30,10 @@ class Batch:
         num_candidates: int32 [rows]: next tokens that are wanted of a beam; 0 for what is none.
     """
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int = 1) -> None:
         self.token_ids = np.zeros((max_num_seqs, max_model_len), np.int32)
-        self.block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+        self.tables = np.zeros((num_groups, max_num_seqs, -(-max_model_len // block_size)), np.int32)
+        self.block_tables = self.tables[0]
         self.num_tokens = np.zeros(max_num_seqs, np.int32)
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int32)
         self.num_computed_tokens = np.zeros(max_num_seqs, np.int32)
@@ -58,7 +60,8 @@ class Batch:
         self.num_tokens[row] = count
         self.num_prompt_tokens[row] = request.num_prompt_tokens
         self.num_computed_tokens[row] = request.num_computed_tokens
-        self.block_tables[row, : len(request.block_ids)] = request.block_ids
+        for table, block_ids in zip(self.tables, [request.block_ids, *request.more_block_ids], strict=True):
+            table[row, : len(block_ids)] = block_ids
         self.temperatures[row] = 0.0 if params.greedy else params.temperature
         self.top_k[row] = params.top_k
         self.top_p[row] = params.top_p
@@ -81,7 +84,7 @@ class Batch:
 
     def update_block_table(self, update: BlockTableUpdate) -> None:
         row = self.row_of[update.sequence_id]
-        self.block_tables[row, update.start : update.start + len(update.block_ids)] = update.block_ids
+        self.tables[update.group, row, update.start : update.start + len(update.block_ids)] = update.block_ids
 
     def sampling(self, rows: np.ndarray, positions: np.ndarray) -> SamplingInput:
         """How to pick the tokens at `positions` (int32 [L]) of `rows`."""

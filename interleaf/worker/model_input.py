@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from interleaf.ops import ModelInput
@@ -10,18 +12,20 @@ LOGITS_ROWS = 64
 """Logits are made for this many tokens at a time, which bounds their memory whatever the vocabulary."""
 
 
-def new_inputs(max_tokens: int, max_sequences: int, block_tables: np.ndarray) -> ModelInput:
-    """Inputs of that size; `block_tables` is read where it lies."""
-    return ModelInput(
+def new_inputs(max_tokens: int, max_sequences: int, *block_tables: np.ndarray) -> ModelInput:
+    """Inputs of that size; `block_tables`, one for each group of layers, are read where they lie."""
+    first = ModelInput(
         token_ids=np.zeros(max_tokens, np.int32),
         positions=np.zeros(max_tokens, np.int32),
         slots=np.zeros(max_tokens, np.int32),
         query_start=np.zeros(max_sequences + 1, np.int32),
         context_lengths=np.zeros(max_sequences, np.int32),
         sequence_rows=np.zeros(max_sequences, np.int32),
-        block_tables=block_tables,
+        block_tables=block_tables[0],
         logits_index=np.zeros(LOGITS_ROWS, np.int32),
     )
+    others = [replace(first, slots=np.zeros(max_tokens, np.int32), block_tables=table) for table in block_tables[1:]]
+    return replace(first, more_groups=tuple(others))
 
 
 def lay_out(
@@ -45,5 +49,6 @@ def lay_out(
     positions = np.arange(num_tokens, dtype=np.int32) + np.repeat(starts - first_tokens, counts)
     inputs.positions[:num_tokens] = positions
     blocks, offsets = np.divmod(positions, block_size)
-    inputs.slots[:num_tokens] = inputs.block_tables[token_rows, blocks] * block_size + offsets
+    for group in (inputs, *inputs.more_groups):
+        group.slots[:num_tokens] = group.block_tables[token_rows, blocks] * block_size + offsets
     return token_rows, positions

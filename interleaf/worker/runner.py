@@ -76,14 +76,17 @@ class Runner:
     ) -> None:
         scheduler = config.scheduler
         self._ops = ops
-        self._caches = caches
+        places = {place: cache for (_, place), cache in zip(config.cache.layout.places, caches, strict=True)}
+        self._stores = list(places.values())
         self._block_size = config.cache.block_size
-        self._batch = Batch(scheduler.max_num_seqs, scheduler.max_model_len, config.cache.block_size)
+        self._batch = Batch(
+            scheduler.max_num_seqs, scheduler.max_model_len, self._block_size, len(config.cache.layout.windows)
+        )
         self._speculator = speculator
         self._sampler = Sampler(
             config, ops, self._batch, logits_processors, None if speculator is None else speculator.distributions
         )
-        inputs = new_inputs(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, self._batch.block_tables)
+        inputs = new_inputs(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, *self._batch.tables)
         residual: list[Array] = []
 
         def body() -> Array:
@@ -146,7 +149,7 @@ class Runner:
         for update in scheduled.block_table_updates:
             self._batch.update_block_table(update)
         if scheduled.block_copies:
-            self._ops.copy_blocks(self._caches, scheduled.block_copies)
+            self._ops.copy_blocks(self._stores, scheduled.block_copies)
         return [request for request in scheduled.new_requests if request.fork_of is not None]
 
     def _take_picked(self, tokens: dict[str, int]) -> None:

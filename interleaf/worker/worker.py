@@ -51,7 +51,7 @@ class Worker:
             )
         ]
         try:
-            loaded, caches = self._load(config, config.model, tensors, config.cache.num_blocks)
+            loaded, caches = self._load(config, config.model, tensors, config.cache.num_stored_blocks)
             speculator = make_speculator(config, lambda: self._load_draft(config, draft_tensors))
         except MemoryError:
             raise InsufficientMemoryError(
@@ -65,10 +65,12 @@ class Worker:
         """A model and its layers' storage, on the ops made last."""
         ops = self._all_ops[-1]
         loaded = load_model(model, ops, Weights(tensors), config.scheduler.max_model_len)
-        return loaded, [
+        places = config.cache.layout.places if model is config.model else [(0, i) for i in range(model.num_layers)]
+        stores = [
             ops.new_cache(num_blocks, config.cache.block_size, model.num_kv_heads, model.head_dim)
-            for _ in range(model.num_layers)
+            for _ in range(1 + max(place for _, place in places))
         ]
+        return loaded, [ops.in_group(stores[place], group) for group, place in places]
 
     def _load_draft(self, config: EngineConfig, tensors: Mapping[str, HostTensor]) -> DraftModel:
         assert config.draft_model is not None and config.speculative is not None

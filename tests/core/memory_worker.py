@@ -79,7 +79,7 @@ class Held:
 
     tags: list[int]
     tokens: list[int]
-    table: list[int]
+    tables: list[list[int]]
     num_computed: int
     new: NewRequest
 
@@ -88,12 +88,22 @@ class MemoryWorker:
     """
     Args:
         max_drafts: proposed for each sequence in a step; some are right, some wrong.
+        windows: of each group of layers, the keys that are seen; 0 is all.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, vocab_size: int = 50, max_drafts: int = 0) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int = 50,
+        max_drafts: int = 0,
+        windows: tuple[int, ...] = (0,),
+    ) -> None:
         self.block_size = block_size
         self.vocab_size = vocab_size
-        self.slots: list[int | None] = [None] * (num_blocks * block_size)
+        self.windows = windows
+        self.null = num_blocks
+        self.slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
         self.sequences: dict[str, Held] = {}
         self.salts: dict[str, str] = {}
         self.num_copies = 0
@@ -109,12 +119,12 @@ class MemoryWorker:
             assert held.new.num_candidates and held.num_computed == len(held.tokens)
             held.tokens.append(token)
             held.tags.append(hash((held.tags[-1], token)))
-        starts = {(update.sequence_id, update.start) for update in output.block_table_updates}
+        starts = {(update.sequence_id, update.group, update.start) for update in output.block_table_updates}
         assert len(starts) == len(output.block_table_updates)
         for update in output.block_table_updates:
-            held = self.sequences[update.sequence_id]
-            assert update.start <= len(held.table) and update.block_ids
-            held.table[update.start :] = update.block_ids
+            table = self.sequences[update.sequence_id].tables[update.group]
+            assert update.start <= len(table) and update.block_ids
+            table[update.start :] = update.block_ids
         for source, target in output.block_copies:
             size = self.block_size
             self.slots[target * size : (target + 1) * size] = self.slots[source * size : (source + 1) * size]
@@ -126,7 +136,9 @@ class MemoryWorker:
         assert new.sequence_id not in self.sequences
         salt = self.salts.get(new.sequence_id.split(".")[0])
         tags = tags_of(new.token_ids, salt)
-        held = Held(tags, list(new.token_ids), list(new.block_ids), new.num_computed_tokens, new)
+        tables = [list(block_ids) for block_ids in (new.block_ids, *new.more_block_ids)]
+        assert len(tables) == len(self.windows)
+        held = Held(tags, list(new.token_ids), tables, new.num_computed_tokens, new)
         if new.fork_of is not None:
             assert self.sequences[new.fork_of].tokens == new.token_ids
             assert new.num_computed_tokens == len(new.token_ids) == new.num_prompt_tokens
@@ -137,8 +149,9 @@ class MemoryWorker:
         forked = {new.sequence_id: new.fork_of for new in output.new_requests}
         holders: dict[int, list[str]] = {}
         for sequence_id, held in self.sequences.items():
-            assert len(set(held.table)) == len(held.table)
-            for block_id in held.table:
+            blocks = [block_id for table in held.tables for block_id in table if block_id != self.null]
+            assert len(set(blocks)) == len(blocks)
+            for block_id in blocks:
                 holders.setdefault(block_id, []).append(sequence_id)
         for sequence_id, num_tokens in output.num_scheduled_tokens.items():
             held = self.sequences[sequence_id]
@@ -148,10 +161,11 @@ class MemoryWorker:
                 assert drafts and num_tokens == len(held.tokens) - held.num_computed
             num_tokens += len(drafts)
             first, last = held.num_computed // self.block_size, (held.num_computed + num_tokens - 1) // self.block_size
-            assert len(held.table) == last + 1, "blocks are taken on demand"
-            for block_id in held.table[first:]:
-                others = [other for other in holders[block_id] if other != sequence_id]
-                assert all(forked.get(other) == sequence_id for other in others), "a written block is shared"
+            for table in held.tables:
+                assert len(table) == last + 1, "blocks are taken on demand"
+                for block_id in table[first:]:
+                    others = [other for other in holders[block_id] if other != sequence_id]
+                    assert all(forked.get(other) == sequence_id for other in others), "a written block is shared"
         num_drafts = sum(len(drafts) for drafts in output.draft_token_ids.values())
         assert output.total_num_scheduled_tokens == sum(output.num_scheduled_tokens.values()) + num_drafts
 
@@ -162,8 +176,9 @@ class MemoryWorker:
         step = StepOutput(output.step, {})
         for sequence_id, held in scheduled.items():
             start, stop = held.num_computed, held.num_computed + output.num_scheduled_tokens[sequence_id]
-            for position in range(start, stop):
-                self.slots[self._slot(held, position)] = held.tags[position]
+            for group in range(len(self.windows)):
+                for position in range(start, stop):
+                    self.slots[self._slot(held, position, group)] = group, held.tags[position]
             held.num_computed = stop
             self._add_prompt_logprobs(held, start, stop, step)
         forks = [self.sequences[new.sequence_id] for new in output.new_requests if new.fork_of is not None]
@@ -182,14 +197,16 @@ class MemoryWorker:
     def _verify(self, held: Held, drafts: list[int], step: StepOutput) -> None:
         """Write what drafts would, then sample behind each until one is wrong."""
         tags = tags_of(held.tokens + drafts, self.salts.get(held.new.sequence_id.split(".")[0]))
-        for position in range(held.num_computed, len(tags)):
-            self.slots[self._slot(held, position)] = tags[position]
+        for group in range(len(self.windows)):
+            for position in range(held.num_computed, len(tags)):
+                self.slots[self._slot(held, position, group)] = group, tags[position]
         for draft in [*drafts, None]:
             self._sample(held, step)
             if held.tokens[-1] != draft:
                 break
             held.num_computed += 1
-        del held.table[-(-len(held.tokens) // self.block_size) :]
+        for table in held.tables:
+            del table[-(-len(held.tokens) // self.block_size) :]
 
     def _propose(self, held: Held, step: StepOutput) -> None:
         """What will be sampled, but every third token is wrong."""
@@ -201,12 +218,16 @@ class MemoryWorker:
         if drafts:
             step.draft_token_ids[held.new.sequence_id] = drafts
 
-    def _slot(self, held: Held, position: int) -> int:
-        return held.table[position // self.block_size] * self.block_size + position % self.block_size
+    def _slot(self, held: Held, position: int, group: int = 0) -> int:
+        return held.tables[group][position // self.block_size] * self.block_size + position % self.block_size
 
     def _check_context(self, held: Held, num_tokens: int) -> None:
-        context = [self.slots[self._slot(held, position)] for position in range(num_tokens)]
-        assert context == held.tags[:num_tokens], f"{held.new.sequence_id} reads a context that is not its own"
+        """That each group has what the token behind the first `num_tokens` sees of them."""
+        for group, window in enumerate(self.windows):
+            seen = range(max(num_tokens - window + 1, 0) if window else 0, num_tokens)
+            context = [self.slots[self._slot(held, position, group)] for position in seen]
+            expected = [(group, held.tags[position]) for position in seen]
+            assert context == expected, f"{held.new.sequence_id} reads a context that is not its own"
 
     def _add_prompt_logprobs(self, held: Held, start: int, stop: int, step: StepOutput) -> None:
         new = held.new
@@ -221,8 +242,9 @@ class MemoryWorker:
             step.prompt_logprobs[new.sequence_id] = (first, entries)
 
     def _sample(self, held: Held, step: StepOutput) -> None:
-        tag = self.slots[self._slot(held, held.num_computed - 1)]
-        assert tag is not None
+        stored = self.slots[self._slot(held, held.num_computed - 1)]
+        assert stored is not None
+        tag = stored[1]
         token_id = sample(tag, held.new.seed, self.vocab_size)
         held.tokens.append(token_id)
         held.tags.append(hash((tag, token_id)))

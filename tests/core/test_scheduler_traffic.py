@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from interleaf.cache_layout import CacheLayout
 from interleaf.config import CacheConfig, SchedulerConfig
 from interleaf.core.scheduler import Scheduler
 from interleaf.errors import ParameterError, PromptTooLongError
@@ -60,11 +61,13 @@ class Traffic(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         max_drafts=st.sampled_from([0, 0, 1, 6]),
+        windows=st.sampled_from([(0,), (0,), (6,), (0, 5), (0, 0, 7, 7, 3), (2, 9)]),
     )
-    def start(self, num_blocks, max_num_seqs, budget, threshold, chunked, caching, policy, max_drafts):
+    def start(self, num_blocks, max_num_seqs, budget, threshold, chunked, caching, policy, max_drafts, windows):
         budget = budget if chunked else MAX_MODEL_LEN
         self.scheduler_config = SchedulerConfig(max_num_seqs, budget, MAX_MODEL_LEN, chunked, threshold, policy)
-        self.cache_config = CacheConfig(BLOCK_SIZE, num_blocks, caching)
+        layout = CacheLayout(windows, (), min(budget, threshold or budget))
+        self.cache_config = CacheConfig(BLOCK_SIZE, num_blocks * len(windows), caching, layout)
         self.max_total = min(MAX_MODEL_LEN, self.cache_config.num_slots + 1)
         self.clients: dict[str, Client] = {}
         self.max_drafts = max_drafts
@@ -72,7 +75,8 @@ class Traffic(RuleBasedStateMachine):
 
     def boot(self):
         self.scheduler = Scheduler(self.scheduler_config, self.cache_config)
-        self.worker = MemoryWorker(self.cache_config.num_blocks, BLOCK_SIZE, VOCAB_SIZE, self.max_drafts)
+        windows = self.cache_config.layout.windows
+        self.worker = MemoryWorker(self.cache_config.num_blocks, BLOCK_SIZE, VOCAB_SIZE, self.max_drafts, windows)
         self.worker.salts = {i: client.source.cache_salt for i, client in self.clients.items()}
 
     @rule(
@@ -120,7 +124,9 @@ class Traffic(RuleBasedStateMachine):
     def longest(self, source):
         """Each beam may need all of its blocks for itself, but for the full ones of the prompt."""
         shared = len(source.prompt_token_ids) // BLOCK_SIZE
-        own = (self.cache_config.num_blocks - shared) // source.params.beam.width
+        own = (
+            self.cache_config.num_blocks // len(self.cache_config.layout.windows) - shared
+        ) // source.params.beam.width
         return min(self.max_total, (shared + own) * BLOCK_SIZE + 1 if own > 0 else 0)
 
     @precondition(lambda self: self.scheduler.has_unfinished())
@@ -184,9 +190,10 @@ class Traffic(RuleBasedStateMachine):
     def check_stats(self):
         filled = {}
         for request in self.scheduler._running:
-            for position in range(request.num_computed_tokens):
-                block_id = request.block_ids[position // BLOCK_SIZE]
-                filled.setdefault(block_id, set()).add(position % BLOCK_SIZE)
+            for table in (request.block_ids, *request.more_tables):
+                for position in range(request.num_computed_tokens):
+                    filled.setdefault(table[position // BLOCK_SIZE], set()).add(position % BLOCK_SIZE)
+        filled.pop(self.worker.null, None)
         assert self.scheduler.stats().num_used_token_slots == sum(map(len, filled.values()))
 
     def abort(self, data):
