@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from interleaf import config as config_module
+from interleaf.cache_layout import group_layers
 from interleaf.config import (
     EngineArgs,
     EngineConfig,
@@ -262,3 +263,67 @@ def test_a_checkpoint_that_makes_no_sense(changes: dict[str, Any], error: type[E
     with pytest.raises(error) as caught:
         make({**HF, **changes})
     assert str(caught.value).endswith(".")
+
+
+# ---- windows ----
+
+GEMMA3: dict[str, Any] = HF | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "num_hidden_layers": 18,
+    "sliding_window": 512,
+    "max_position_embeddings": 32768,
+    "head_dim": 16,
+}
+
+
+def test_layers_with_a_window_leave_room_for_longer_contexts() -> None:
+    budget = {"kv_cache_memory_bytes": 2 * 18 * 2 * 16 * 2 * 16 * 1024, "max_num_batched_tokens": 512}
+    config = make(GEMMA3, **budget)
+    layout = config.cache.layout
+    assert layout.windows == (0, 512, 512, 512, 512, 512) and layout.layers_per_page == 3
+    assert config.cache.num_blocks == 6 * 1024
+    plain = make(GEMMA3 | {"sliding_window": None}, **budget)
+    assert plain.cache.layout.is_plain and plain.cache.num_slots == plain.scheduler.max_model_len == 1024 * 16
+    assert config.scheduler.max_model_len == 32768 and config.cache.num_slots > 5 * plain.cache.num_slots
+    assert (
+        layout.peak_pages(config.cache.num_slots, 16) <= 6 * 1024 < layout.peak_pages(config.cache.num_slots + 16, 16)
+    )
+
+
+def test_a_window_that_no_context_outgrows_is_none() -> None:
+    assert make(GEMMA3, max_model_len=512).cache.layout.is_plain
+    assert not make(GEMMA3, max_model_len=513).cache.layout.is_plain
+
+
+@pytest.mark.parametrize(
+    ("windows", "groups", "layers_per_page"),
+    [
+        ([0] * 5, (0,), 5),
+        ([8] * 5, (8,), 5),
+        ([0, 8] * 13, (0, 8), 13),
+        (([8] * 5 + [0]) * 4 + [8, 8], (0,) * 2 + (8,) * 11, 2),
+        (([8] * 5 + [0]) * 5 + [8] * 4, (0,) + (8,) * 6, 5),
+        ([4, 8, 0], (0, 4, 8), 1),
+    ],
+)
+def test_groups_of_layers(windows: list[int], groups: tuple[int, ...], layers_per_page: int) -> None:
+    layout = group_layers(windows, 64)
+    assert (layout.windows, layout.layers_per_page) == (groups, layers_per_page)
+    assert len(set(layout.places)) == len(windows)
+    assert [layout.windows[group] for group, _ in layout.places] == windows
+
+
+def test_which_layers_have_windows() -> None:
+    def windows(architecture: str, **facts: Any) -> tuple[int, ...]:
+        layers = {"architectures": [architecture], "num_hidden_layers": 4, "sliding_window": 9}
+        return parse_model_config(HF | layers | facts).windows
+
+    assert windows("LlamaForCausalLM") == (0, 0, 0, 0)
+    assert windows("MistralForCausalLM") == (9, 9, 9, 9)
+    assert windows("MistralForCausalLM", sliding_window=None) == (0, 0, 0, 0)
+    assert windows("Qwen2ForCausalLM") == (0, 0, 0, 0)
+    assert windows("Qwen3ForCausalLM", use_sliding_window=True, max_window_layers=3) == (0, 0, 0, 9)
+    assert windows("Gemma2ForCausalLM") == (9, 0, 9, 0)
+    assert windows("Gemma3ForCausalLM", sliding_window_pattern=3) == (9, 9, 0, 9)
+    kinds = ["full_attention", "sliding_attention"] * 2
+    assert windows("Gemma3ForCausalLM", layer_types=kinds) == (0, 9, 0, 9)
