@@ -135,14 +135,14 @@ def test_same_bits_with_windows(tmp_path: Path) -> None:
     work = requests(32)
     with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, enable_prefix_caching=False) as llm:
         alone = [run(llm, [request])[0] for request in work]
-    small = {"max_model_len": 160, "kv_cache_memory_bytes": 8 * block_bytes(model), "max_num_batched_tokens": 32}
+    small = {"max_model_len": 160, "kv_cache_memory_bytes": 7 * block_bytes(model), "max_num_batched_tokens": 32}
     modes: list[dict[str, Any]] = [{}, {"max_num_batched_tokens": 48, "block_size": 32}, {"max_num_seqs": 3}, small]
     for mode in modes:
         with LLM(model, **{"kv_cache_memory_bytes": CACHE_BYTES, **mode}) as llm:
             for _ in range(2):
                 assert run(llm, work) == alone
-            assert llm.client.stats().prefix_cache_hits > 0
-            assert (llm.client.stats().num_preemptions > 0) == (mode is small)
+            stats = llm.client.stats()
+            assert stats.num_preemptions > 0 if mode is small else stats.prefix_cache_hits > 0
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ class MemoryWorker:
             if held.num_computed == len(held.tokens) and held.new.pooling is not None:
                 step.pooled[held.new.sequence_id] = [float(len(held.tokens))]
             elif held.num_computed == len(held.tokens) and held.new.num_candidates:
-                tag = self.slots[self._slot(held, held.num_computed - 1)]
+                tag = self._last_tag(held)
                 step.candidates[held.new.sequence_id] = candidates(tag, self.vocab_size, held.new.num_candidates)
             elif held.num_computed == len(held.tokens):
                 self._verify(held, output.draft_token_ids.get(held.new.sequence_id, []), step)
@@ -221,6 +221,11 @@ class MemoryWorker:
     def _slot(self, held: Held, position: int, group: int = 0) -> int:
         return held.tables[group][position // self.block_size] * self.block_size + position % self.block_size
 
+    def _last_tag(self, held: Held) -> int:
+        stored = self.slots[self._slot(held, held.num_computed - 1)]
+        assert stored is not None
+        return stored[1]
+
     def _check_context(self, held: Held, num_tokens: int) -> None:
         """That each group has what the token behind the first `num_tokens` sees of them."""
         for group, window in enumerate(self.windows):
@@ -242,9 +247,7 @@ class MemoryWorker:
             step.prompt_logprobs[new.sequence_id] = (first, entries)
 
     def _sample(self, held: Held, step: StepOutput) -> None:
-        stored = self.slots[self._slot(held, held.num_computed - 1)]
-        assert stored is not None
-        tag = stored[1]
+        tag = self._last_tag(held)
         token_id = sample(tag, held.new.seed, self.vocab_size)
         held.tokens.append(token_id)
         held.tags.append(hash((tag, token_id)))
