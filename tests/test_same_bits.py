@@ -135,7 +135,7 @@ def test_same_bits_with_windows(tmp_path: Path) -> None:
     work = requests(32)
     with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, enable_prefix_caching=False) as llm:
         alone = [run(llm, [request])[0] for request in work]
-    small = {"max_model_len": 160, "kv_cache_memory_bytes": 7 * block_bytes(model), "max_num_batched_tokens": 32}
+    small = {"max_model_len": 160, "kv_cache_memory_bytes": 14 * block_bytes(model), "max_num_batched_tokens": 32}
     modes: list[dict[str, Any]] = [{}, {"max_num_batched_tokens": 48, "block_size": 32}, {"max_num_seqs": 3}, small]
     for mode in modes:
         with LLM(model, **{"kv_cache_memory_bytes": CACHE_BYTES, **mode}) as llm:
