@@ -11,7 +11,7 @@ namespace interleaf {
 
 enum class DType : int32_t { kF32 = 0, kBf16 = 1 };
 
-// How a weight is stored. kInt8: s8 with a scale a column. The others: 4 or 8 unsigned bits, with a float16 scale for
+// How a weight is stored. kInt8: s8 with a scale a column, rotated (see rotation_step) like its activations. The others: 4 or 8 unsigned bits, with a float16 scale for
 // every 32 values of a column: weight = scale * (value - zero), zero being 8 or 128; the Min formats have a float16
 // minimum as well: weight = scale * value + minimum.
 enum class Format : int32_t { kInt8 = 0, kGroup4 = 1, kGroup4Min = 2, kGroup8 = 3, kGroup8Min = 4 };
@@ -20,6 +20,13 @@ constexpr bool has_minimum(Format format) { return format == Format::kGroup4Min 
 constexpr int zero_of(Format format) { return format == Format::kGroup4 ? 8 : format == Format::kGroup8 ? 128 : 0; }
 constexpr int kGroupSize = 32;
 constexpr int kInt8Depth = 64;  // k of int8 weights is padded to this, the depth of a tile
+
+// What is rounded with one scale for many values is rotated before: values far apart are replaced by their sums and
+// differences, so that a large one is shared out over many (Ashkboos et al. 2024). Each step pairs the halves of all runs
+// of `length`, from k down; it returns the next length, or 0 if no step is left. Products of rotated rows are 2^steps of
+// the products of the rows.
+constexpr int kShortestHalf = 16;
+constexpr int rotation_step(int length) { return length % 2 == 0 && length / 2 >= kShortestHalf ? length / 2 : 0; }
 
 constexpr int kPanelColumns = 32;   // columns of a weight that lie together
 constexpr int kKeyGroup = 16;       // keys whose scores fill one register
@@ -47,7 +54,7 @@ struct LinearArgs {
   Epilogue epilogue;
 };
 
-// Activations in 8 bits. For kInt8 one scale a row: value = round(x / scale) + 128, unsigned. For the others one scale
+// Activations in 8 bits. For kInt8 one scale a row: value = round(rotated x / scale) + 128, unsigned. For the others one scale
 // for 32 values, signed, with the sum of each group's values.
 struct QuantizeArgs {
   const void* x;    // [rows, K], x_type

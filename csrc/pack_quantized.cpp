@@ -159,8 +159,21 @@ void pack_group_column(const SourceRow& row, int k, Format format, int panel, in
   }
 }
 
-// One column of signed bytes with one scale.
-void pack_int8_column(int k, int panel, int column, const float* values, const QuantizedWeight& to) {
+// See rotation_step; scaled so that products with rotated rows are those with the rows.
+void rotate(float* x, int k) {
+  int length = k;
+  for (int half; (half = rotation_step(length)) != 0; length = half)
+    for (int run = 0; run < k; run += length)
+      for (int i = run; i < run + half; ++i) {
+        const float a = 0.5f * x[i], b = 0.5f * x[i + half];
+        x[i] = a + b;
+        x[i + half] = a - b;
+      }
+}
+
+// One column of signed bytes with one scale. `values` is rotated.
+void pack_int8_column(int k, int panel, int column, float* values, const QuantizedWeight& to) {
+  rotate(values, k);
   float top = 0.0f;
   for (int i = 0; i < k; ++i) top = std::max(top, std::fabs(values[i]));
   const float scale = top > 0.0f ? top / 127.0f : 1.0f;

@@ -117,14 +117,43 @@ INTERLEAF_INLINE float quantize_span(const X* x, int count, int zero, uint8_t* y
   return scale;
 }
 
+INTERLEAF_INLINE F32x16 load_some(const float* x, int count) { return count == kLanes ? load(x) : load_partial(x, count); }
+INTERLEAF_INLINE void store_some(float* x, F32x16 a, int count) {
+  if (count == kLanes) return store(x, a);
+  store_partial(x, a, count);
+}
+
+// See rotation_step.
+void rotate(float* x, int k) {
+  int length = k;
+  for (int half; (half = rotation_step(length)) != 0; length = half)
+    for (int run = 0; run < k; run += length)
+      for (int i = 0; i < half; i += kLanes) {
+        const int count = lower(kLanes, half - i);
+        float *low = x + run + i, *high = low + half;
+        const F32x16 a = load_some(low, count), b = load_some(high, count);
+        store_some(low, a + b, count);
+        store_some(high, a - b, count);
+      }
+}
+
 template <typename X>
-void quantize_rows(const QuantizeArgs& args, Range rows) {
+INTERLEAF_INLINE float quantize_rotated(const X* x, int k, uint8_t* y, float* row) {
+  int i = 0;
+  for (; i + kLanes <= k; i += kLanes) store(row + i, load(x + i));
+  for (; i < k; ++i) row[i] = to_float(x[i]);
+  rotate(row, k);
+  return quantize_span(row, k, 128, y);
+}
+
+template <typename X>
+void quantize_rows(const QuantizeArgs& args, Range rows, char* scratch) {
   for (int row = rows.begin; row < rows.end; ++row) {
     const X* x = static_cast<const X*>(args.x) + static_cast<ptrdiff_t>(row) * args.k;
     uint8_t* y = args.y + static_cast<ptrdiff_t>(row) * args.k_padded;
     std::memset(y + args.k, 0, static_cast<size_t>(args.k_padded - args.k));
     if (args.format == Format::kInt8) {
-      args.scales[row] = quantize_span(x, args.k, 128, y);
+      args.scales[row] = quantize_rotated(x, args.k, y, reinterpret_cast<float*>(scratch));
       continue;
     }
     for (int group = 0; group < args.groups; ++group) {
@@ -254,7 +283,10 @@ void int8_tiles(const LinearQuantizedArgs& args, int rows, Range panels, const W
   const size_t row_bytes = static_cast<size_t>(args.k_padded);
   tile_gemm<TileKind::kInt8>(
       args.x, row_bytes, rows, panels, worker.scratch,
-      [&](int count, bool first) { return PackedPanels(args.weight, row_bytes * kPanelColumns, count, first); },
+      [&](int count, bool first) {
+        // Few rows wait for nothing but memory, and the hardware runs ahead of them.
+        return PackedPanels(args.weight, row_bytes * kPanelColumns, count, first && count > kBlockRows);
+      },
       [&](int row, int panel, const float* sums) __attribute__((always_inline)) {
         const int32_t* ints = reinterpret_cast<const int32_t*>(sums);
         finish<Y>(args, row, panel, scale_sums(args, load_ints(ints), row, panel, 0),
@@ -288,7 +320,7 @@ void linear_quantized_to(const LinearQuantizedArgs& args, int rows, const Worker
       panel_of_rows<Y>(args, first, lower(first + kRowStep, rows), panel);
 }
 
-// One weight as a float.
+// One weight as a float; of kInt8, as it is rotated.
 INTERLEAF_INLINE float weight_at(const LinearQuantizedArgs& table, int column, int k) {
   const size_t panel = static_cast<size_t>(column / kPanelColumns), within = static_cast<size_t>(column % kPanelColumns);
   const size_t padded = static_cast<size_t>(table.k_padded), place = static_cast<size_t>(k);
@@ -315,9 +347,9 @@ INTERLEAF_INLINE float weight_at(const LinearQuantizedArgs& table, int column, i
 void quantize(const QuantizeArgs& args, int rows, const Worker& worker) {
   const Range part = part_of(rows, worker);
   if (args.x_type == DType::kF32) {
-    quantize_rows<float>(args, part);
+    quantize_rows<float>(args, part, worker.scratch);
   } else {
-    quantize_rows<bf16>(args, part);
+    quantize_rows<bf16>(args, part, worker.scratch);
   }
 }
 
@@ -331,9 +363,11 @@ void linear_quantized(const LinearQuantizedArgs& args, int rows, const Worker& w
 
 void embedding_quantized(const EmbeddingQuantizedArgs& args, int rows, const Worker& worker) {
   const Range part = part_of(rows, worker);
-  for (int row = part.begin; row < part.end; ++row)
-    for (int k = 0; k < args.width; ++k)
-      args.y[static_cast<ptrdiff_t>(row) * args.width + k] = args.scale * weight_at(args.table, args.ids[row], k);
+  for (int row = part.begin; row < part.end; ++row) {
+    float* y = args.y + static_cast<ptrdiff_t>(row) * args.width;
+    for (int k = 0; k < args.width; ++k) y[k] = args.scale * weight_at(args.table, args.ids[row], k);
+    if (args.table.format == Format::kInt8) rotate(y, args.width);
+  }
 }
 
 }  // namespace interleaf::INTERLEAF_LEVEL

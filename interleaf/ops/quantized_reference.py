@@ -19,14 +19,15 @@ GROUP_SIZE = 32
 def round_weight(values: Floats, format: str) -> Floats:
     """A weight [n, k] as `format` holds it: "int8", "group4", "group4_min", "group8" or "group8_min".
 
-    int8 has one scale a row; the others a float16 scale (and minimum) for every 32 values, the last group being filled
+    int8 is rotated, rounded with one scale a row, and rotated back; the others a float16 scale (and minimum) for every 32 values, the last group being filled
     up with zeros.
     """
     if format == "int8":
-        scale = np.abs(values).max(1, keepdims=True).astype(np.float32) / np.float32(127)
+        rotated, factor = rotate(values)
+        rotated = rotated / np.float32(factor)
+        scale = np.abs(rotated).max(1, keepdims=True).astype(np.float32) / np.float32(127)
         scale[scale == 0] = 1.0
-        whole: Floats = np.rint(values / scale) * scale
-        return whole
+        return rotate(np.rint(rotated / scale).astype(np.float64) * scale)[0]
     largest = 15 if format.startswith("group4") else 255
     groups = _grouped(values)
     if format.endswith("_min"):
@@ -44,11 +45,30 @@ def round_weight(values: Floats, format: str) -> Floats:
 
 def round_activation(values: Floats, format: str) -> Floats:
     """Activations [rows, k]: one scale a row for int8, one for every 32 values for the others; 127 steps either way."""
+    factor = 1
+    if format == "int8":
+        values, factor = rotate(values)
     groups = values[:, None, :] if format == "int8" else _grouped(values)
     top = np.abs(groups).max(-1, keepdims=True).astype(np.float32)
     scale = np.where(top > 0, top / np.float32(127), np.float32(1))
     rounded: Floats = np.rint(groups * (np.float32(1) / scale)) * scale
-    return rounded.reshape(len(values), -1)[:, : values.shape[1]]
+    rounded = rounded.reshape(len(values), -1)[:, : values.shape[1]]
+    return rotate(rounded.astype(np.float64))[0] / factor if format == "int8" else rounded
+
+
+def rotate(values: Floats) -> tuple[Floats, int]:
+    """Rows [n, k] times a matrix of ones and minus ones, and what its square is a multiple of the identity by.
+
+    Values far apart are replaced by their sums and differences, so that a large one is shared out over many before all
+    are rounded with one scale (Ashkboos et al. 2024). Each step pairs the halves of all runs of a length, from k down,
+    while a half has 16 values or more.
+    """
+    length, factor = values.shape[1], 1
+    while length % 2 == 0 and length // 2 >= 16:
+        runs = values.reshape(len(values), -1, 2, length // 2)
+        values = np.stack([runs[:, :, 0] + runs[:, :, 1], runs[:, :, 0] - runs[:, :, 1]], 2).reshape(len(values), -1)
+        length, factor = length // 2, 2 * factor
+    return values, factor
 
 
 def _grouped(values: Floats) -> Floats:
