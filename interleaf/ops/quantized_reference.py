@@ -19,8 +19,8 @@ GROUP_SIZE = 32
 def round_weight(values: Floats, format: str) -> Floats:
     """A weight [n, k] as `format` holds it: "int8", "group4", "group4_min", "group8" or "group8_min".
 
-    int8 is rotated, rounded with one scale a row, and rotated back; the others a float16 scale (and minimum) for every 32 values, the last group being filled
-    up with zeros.
+    int8 is rotated, rounded with one scale a row, and rotated back; the others have a float16 scale (and minimum) for
+    every 32 values, the last group being filled up with zeros.
     """
     if format == "int8":
         rotated, factor = rotate(values)
