@@ -42,6 +42,8 @@ class LlamaForCausalLM:
         max_positions: longest context that will be asked for.
     """
 
+    recordable = True
+
     def __init__(self, config: ModelConfig, ops: Ops, weights: Weights, max_positions: int) -> None:
         body = weights.under("model")
         self.embedding = Embedding(ops, body, "embed_tokens", config.vocab_size, config.hidden_size)

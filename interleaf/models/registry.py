@@ -23,7 +23,13 @@ _FAMILIES = {
 
 
 class CausalModel(Protocol):
-    """What the worker needs of a model."""
+    """What the worker needs of a model.
+
+    `recordable`: every step calls the same ops. Else the passes are not recorded but gone through in each step, where
+    they may look at `inputs`.
+    """
+
+    recordable: bool
 
     def forward(self, inputs: ModelInput, caches: Sequence[LayerCache]) -> Array: ...
 

@@ -197,8 +197,8 @@ class Ops(Protocol):
     def attention(self, q: Array, shape: AttentionShape, cache: LayerCache, inputs: ModelInput) -> Array:
         """Causal attention over the paged cache: [T, H D]. (Kwon et al. 2023)"""
 
-    def graph(self, forward: Callable[[], Array], inputs: ModelInput, logits: bool) -> Graph:
-        """Make `forward` repeatable.
+    def graph(self, forward: Callable[[], Array], inputs: ModelInput, logits: bool, eager: bool = False) -> Graph:
+        """Make `forward` repeatable: recorded where the platform can, or with `eager` gone through each time.
 
         `logits`: its result, float32 with a row for each of `inputs.logits_index`, is wanted on the host.
         """

@@ -13,6 +13,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ import interleaf._native as _native
 from interleaf.errors import ConfigError
 from interleaf.host_tensor import BLOCK_TYPES, HostTensor, round_to_bfloat16
 from interleaf.ops import AttentionShape, LogprobsOutput, ModelInput, SamplingInput, StepSize
+from interleaf.ops.immediate import ImmediateProgram
 
 LEVEL_VARIABLE = "INTERLEAF_ISA"
 """Environment variable that forces an instruction level, for tests; see `interleaf._native.usable_levels()`."""
@@ -186,13 +188,30 @@ class CpuGraph:
         self._result = result if logits else None
 
     def run(self, size: StepSize) -> np.ndarray | None:
-        self._ops.kernel_nanoseconds += self._ops.runtime.run(
-            self._program, size.num_tokens, size.num_logits, size.num_sequences
-        )
-        if self._result is None:
-            return None
-        width = self._result.width
-        return _view(self._result.memory, np.float32, size.num_logits * width).reshape(size.num_logits, width)
+        self._ops.run(self._program, size)
+        return None if self._result is None else _logits(self._result, size)
+
+
+class EagerGraph:
+    """A forward pass that is gone through anew in each step, for models that do something else with other data."""
+
+    def __init__(self, ops: CpuOps, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool) -> None:
+        self._ops = ops
+        self._forward = forward
+        self._size = inputs.size
+        self._logits = logits
+
+    def run(self, size: StepSize) -> np.ndarray | None:
+        self._size.num_tokens, self._size.num_sequences = size.num_tokens, size.num_sequences
+        self._size.num_logits = size.num_logits
+        self._ops.program = ImmediateProgram(self._ops.run, size)
+        self._result = self._forward()
+        return _logits(self._result, size) if self._logits else None
+
+
+def _logits(result: Buffer, size: StepSize) -> np.ndarray:
+    shape = size.num_logits, result.width
+    return _view(result.memory, np.float32, size.num_logits * result.width).reshape(shape)
 
 
 class CpuOps:
@@ -222,7 +241,7 @@ class CpuOps:
         self._max_rows = {_native.Rows.TOKENS: max_tokens, _native.Rows.LOGITS: max_logits}
         self._weights = WeightStore()
         self._arena = Arena()
-        self.program = _native.Program()
+        self.program: Any = _native.Program()
 
     def for_another_model(self, quantization: str | None) -> CpuOps:
         """Ops on the same threads and memory, for a model whose weights are quantized differently."""
@@ -486,8 +505,14 @@ class CpuOps:
         )
         return y
 
-    def graph(self, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool) -> CpuGraph:
-        return CpuGraph(self, forward, inputs, logits)
+    def graph(
+        self, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool, eager: bool = False
+    ) -> CpuGraph | EagerGraph:
+        return (EagerGraph if eager else CpuGraph)(self, forward, inputs, logits)
+
+    def run(self, program: _native.Program, size: StepSize) -> None:
+        """Run a recorded program, and count its time."""
+        self.kernel_nanoseconds += self.runtime.run(program, size.num_tokens, size.num_logits, size.num_sequences)
 
     # Sampling
 

@@ -204,7 +204,9 @@ class ReferenceOps:
         weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
         return self._round(torch.einsum("hqk,khd->qhd", weights, values).reshape(len(q), -1))
 
-    def graph(self, forward: Callable[[], torch.Tensor], inputs: ModelInput, logits: bool) -> ReferenceGraph:
+    def graph(
+        self, forward: Callable[[], torch.Tensor], inputs: ModelInput, logits: bool, eager: bool = False
+    ) -> ReferenceGraph:
         return ReferenceGraph(forward, inputs, logits)
 
     # Sampling

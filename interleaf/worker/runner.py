@@ -95,10 +95,13 @@ class Runner:
 
         # The passes keep what they refer to; they must not refer to this object, or closing it would free nothing.
         self._inputs = inputs
-        self._body = ops.graph(body, inputs, logits=False)
-        self._head = ops.graph(lambda: model.logits(residual[0], inputs), inputs, logits=True)
+        eager = not model.recordable
+        self._body = ops.graph(body, inputs, logits=False, eager=eager)
+        self._head = ops.graph(lambda: model.logits(residual[0], inputs), inputs, logits=True, eager=eager)
         self._pooler = Pooler(
-            self._batch, inputs, lambda: ops.graph(lambda: model.hidden(residual[0], inputs), inputs, logits=True)
+            self._batch,
+            inputs,
+            lambda: ops.graph(lambda: model.hidden(residual[0], inputs), inputs, logits=True, eager=eager),
         )
 
     def execute(self, scheduled: SchedulerOutput) -> StepOutput:

@@ -13,12 +13,15 @@ from interleaf.layers.weights import Weights
 from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import SchedulerOutput, StepOutput
 from interleaf.models.registry import CausalModel, load_model
+from interleaf.observe import get_logger
 from interleaf.ops import LayerCache
 from interleaf.ops.cpu import CpuOps
 from interleaf.worker.model_input import LOGITS_ROWS
 from interleaf.worker.runner import Runner
 from interleaf.worker.spec_decode.draft_model import DraftModel, num_spare_blocks
 from interleaf.worker.spec_decode.speculator import make_speculator
+
+logger = get_logger(__name__)
 
 
 class Worker:
@@ -65,6 +68,8 @@ class Worker:
         """A model and its layers' storage, on the ops made last."""
         ops = self._all_ops[-1]
         loaded = load_model(model, ops, Weights(tensors), config.scheduler.max_model_len)
+        if not loaded.recordable:
+            logger.warning("%s cannot be recorded: each step runs op by op, which is slower.", model.architecture)
         places = config.cache.layout.places if model is config.model else [(0, i) for i in range(model.num_layers)]
         stores = [
             ops.new_cache(num_blocks, config.cache.block_size, model.num_kv_heads, model.head_dim)

@@ -124,8 +124,9 @@ class DraftModelProposer:
             residual[:] = [model.forward(inputs, caches)]
             return residual[0]
 
-        self._body = ops.graph(body, inputs, logits=False)
-        self._head = ops.graph(lambda: model.logits(residual[0], inputs), inputs, logits=True)
+        eager = not model.recordable
+        self._body = ops.graph(body, inputs, logits=False, eager=eager)
+        self._head = ops.graph(lambda: model.logits(residual[0], inputs), inputs, logits=True, eager=eager)
 
     def add(self, row: int, request: NewRequest) -> None:
         self._cache.add(row, request)
