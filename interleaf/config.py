@@ -480,7 +480,8 @@ def _cache_layout(
 ) -> CacheLayout:
     """A window that no context outgrows is none; a draft model shares the blocks, and needs all of them kept."""
     windows = [window if window < max_model_len and draft_model is None else 0 for window in model.windows]
-    return group_layers(windows, min(args.max_num_batched_tokens, args.long_prefill_token_threshold or 1 << 30))
+    threshold = args.long_prefill_token_threshold if args.enable_chunked_prefill else 0
+    return group_layers(windows, min(args.max_num_batched_tokens, threshold or args.max_num_batched_tokens))
 
 
 def _num_blocks(args: EngineArgs, block_bytes: int, most_blocks: int, free_bytes: int) -> int:

@@ -66,7 +66,7 @@ class Traffic(RuleBasedStateMachine):
     def start(self, num_blocks, max_num_seqs, budget, threshold, chunked, caching, policy, max_drafts, windows):
         budget = budget if chunked else MAX_MODEL_LEN
         self.scheduler_config = SchedulerConfig(max_num_seqs, budget, MAX_MODEL_LEN, chunked, threshold, policy)
-        layout = CacheLayout(windows, (), min(budget, threshold or budget))
+        layout = CacheLayout(windows, (), min(budget, (threshold if chunked else 0) or budget))
         self.cache_config = CacheConfig(BLOCK_SIZE, num_blocks * len(windows), caching, layout)
         self.max_total = min(MAX_MODEL_LEN, self.cache_config.num_slots + 1)
         self.clients: dict[str, Client] = {}
