@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from interleaf import LLM, BeamSearchOutput, BeamSearchParams
+from interleaf import LLM, BeamSearchOutput, BeamSearchParams, SamplingParams
+from interleaf.params import BeamSettings
 from tests.loader import tiny
 from tests.models.transformers_peer import load_peer
 
@@ -105,9 +106,6 @@ def test_other_widths(model: Path, llm: LLM, width: int) -> None:
 
 def test_what_changes_logits_changes_the_scores_as_in_transformers(model: Path, llm: LLM) -> None:
     """Penalties and masks work on logprobs there."""
-    from interleaf import SamplingParams
-    from interleaf.params import BeamSettings
-
     peer, prompt = load_peer(model), [5, 6, 7, 5, 6, 7]
     params = SamplingParams(
         n=WIDTH,
@@ -125,6 +123,17 @@ def test_what_changes_logits_changes_the_scores_as_in_transformers(model: Path, 
     assert [one.token_ids for one in output.outputs] == texts
     found = [one.cumulative_logprob / len(one.token_ids) for one in output.outputs]
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_beside_speculation_and_sampling(model: Path, llm: LLM) -> None:
+    params = BeamSearchParams(WIDTH, 20, ignore_eos=True).sampling_params(2)
+    other = SamplingParams(temperature=0.7, seed=3, max_tokens=30, ignore_eos=True, logprobs=1)
+    prompts, asked = [[5, 6, 7] * 5, [8, 9] * 9, [5, 6, 7] * 5], [params, other, other]
+    alone = [llm.generate([one], two, use_tqdm=False)[0] for one, two in zip(prompts, asked, strict=True)]
+    drafts = {"method": "ngram", "num_speculative_tokens": 4}
+    with LLM(model, dtype="float32", kv_cache_memory_bytes=1 << 24, speculative_config=drafts) as drafting:
+        together = drafting.generate(prompts, asked, use_tqdm=False)
+    assert [output.outputs for output in together] == [output.outputs for output in alone]
 
 
 def test_the_built_in_model_equals_transformers(builtin_gguf: Path) -> None:

@@ -16,6 +16,7 @@ from interleaf import LLM, AsyncEngine, LogitsProcessor, SamplingParams
 from interleaf.errors import ConfigError, ParameterError, RequestFailedError
 from interleaf.logits_processor import SequenceStart
 from interleaf.outputs import RequestOutput
+from interleaf.params import BeamSettings
 from interleaf.worker.logits.custom import importable, load_custom
 from tests.loader import tiny
 
@@ -138,6 +139,17 @@ def test_a_failure_ends_the_request_that_met_it_and_no_other(model: Path) -> Non
         if way not in ("fine", None):
             assert [(one.finish_reason, one.token_ids) for one in output.outputs] == [("error", [])]
     assert free.num_free_blocks == free.num_blocks
+
+
+def test_a_failure_in_one_beam_ends_the_search(model: Path) -> None:
+    ways = ["fine", "apply", "advance"]
+    asked = [params(extra_args={"how": way}, n=2, beam=BeamSettings(3)) for way in ways]
+    with LLM(model, dtype="float32", kv_cache_memory_bytes=1 << 20, logits_processors=[Fragile]) as llm:
+        found = llm.generate([[20], [21], [22]], asked, use_tqdm=False)
+        stats = llm.client.stats()
+    reasons = [[one.finish_reason for one in output.outputs] for output in found]
+    assert reasons == [["length"] * 2, ["error"] * 2, ["error"] * 2]
+    assert stats.num_free_blocks == stats.num_blocks
 
 
 def test_in_the_engine_s_process(model: Path, countdown: str) -> None:
