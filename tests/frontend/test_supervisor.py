@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from interleaf import LLM, AsyncEngine, RequestOutput, RequestOutputKind, SamplingParams
+from interleaf import LLM, AsyncEngine, RequestOutput, RequestOutputKind, SamplingParams, StructuredOutputsParams
 from interleaf.errors import ConfigError, EngineDeadError, EngineError, EngineRestartingError, RequestFailedError
 from interleaf.frontend.supervisor import SupervisorOptions, computes_nothing
 from interleaf.messages import Pong
 from tests.engine import faulty_engine
+from tests.json_schemas import WRITTEN
 from tests.loader import tiny
 
 OPTIONS: dict[str, Any] = {"kv_cache_memory_bytes": 1 << 24, "threads": 1}
@@ -38,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def work(count: int) -> list[tuple[list[int], SamplingParams]]:
-    """Greedy and seeded requests, some with several sequences, logprobs, prompt logprobs or stop strings."""
+    """Greedy and seeded requests, some with several sequences, logprobs, prompt logprobs, stop strings, grammars."""
     made = []
     for number in range(count):
         params: dict[str, Any] = {"temperature": 0.0 if number % 2 else 0.9, "seed": number, "ignore_eos": True}
@@ -49,6 +50,9 @@ def work(count: int) -> list[tuple[list[int], SamplingParams]]:
             params |= {"prompt_logprobs": 1}
         if number % 11 == 0:
             params |= {"repetition_penalty": 1.2, "presence_penalty": 0.5}
+        if number % 4 == 1:
+            structures: list[Any] = [{"regex": "[a-z ]{20,80}(fox|dog)"}, {"json": WRITTEN[0]}]
+            params["structured_outputs"] = StructuredOutputsParams(**structures[number % 8 // 4])
         made.append(([3 + (number * 31 + k * 7) % 370 for k in range(1 + number % 50)], SamplingParams(**params)))
     return made
 

@@ -313,3 +313,47 @@ def test_operations(url: str) -> None:
         assert "/v1/chat/completions" in schema["paths"]
         body = {"messages": [{"role": "user", "content": "x" * 100_000}]}
         assert client.post("/tokenize", json=body).json()["count"] > 10_000
+
+
+PERSON: Any = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def is_person(text: str) -> bool:
+    found = json.loads(text)
+    return set(found) == {"name", "age"} and len(found["name"]) <= 8 and 0 <= found["age"] <= 99
+
+
+def test_structured_output(client: openai.OpenAI) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+    compact = {"structured_outputs": {"json": PERSON, "disable_any_whitespace": True}}
+    for number in range(2):
+        chat = client.chat.completions.create(model=MODEL, messages=HI, seed=number, n=2, extra_body=compact)
+        assert all(is_person(choice.message.content or "") for choice in chat.choices)
+        stream = client.chat.completions.create(
+            model=MODEL, messages=HI, seed=number, stream=True, response_format=form, max_tokens=400
+        )
+        pieces = [piece.choices[0] for piece in stream]
+        if pieces[-1].finish_reason == "stop":
+            assert is_person("".join(piece.delta.content or "" for piece in pieces))
+        text: Any = {"format": {"type": "json_schema", "name": "person", "schema": PERSON}}
+        response = client.responses.create(model=MODEL, input="x", text=text, max_output_tokens=400)
+        assert response.status == "incomplete" or is_person(response.output_text)
+    completion = client.completions.create(model=MODEL, prompt="x", extra_body={"guided_choice": ["red", "green"]})
+    assert completion.choices[0].text in ("red", "green") and completion.choices[0].finish_reason == "stop"
+
+
+def test_structured_output_that_cannot_be(client: openai.OpenAI) -> None:
+    for body, reason in (
+        ({"guided_json": {"type": "object", "not": {}}}, "not"),
+        ({"guided_regex": "("}, "unclosed"),
+        ({"guided_grammar": "start: nothing"}, "nothing"),
+        ({"structured_outputs": {"choice": []}}, "choice"),
+        ({"guided_json": {"allOf": [{"pattern": f"^(a|b)*a(a|b){{{i}}}$"} for i in range(1, 30)]}}, "too l"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=reason):
+            client.completions.create(model=MODEL, prompt="x", extra_body=body)
