@@ -1,6 +1,6 @@
 """Time per token with and without a grammar, in turns; and how long ordinary schemas take to compile.
 
-    python benchmarks/bench_structured.py --batch-size 16
+python benchmarks/bench_structured.py --batch-size 16
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def tag(begin: str, end: Any = "</f>", content: dict[str, Any] = INTEGER) -> dic
 def fits(structure: dict[str, Any], text: str) -> bool:
     source = grammar_source(StructuredOutputsParams(structural_tag=structure), SPECIAL_TOKENS)
     state = COMPILER.submit(source).result().start([], byte_level_bpe().encode(text).ids)
-    return state.error is None and state.fitting([EOS]) == [EOS]
+    return state.error is None and state.matcher.is_accepting()
 
 
 TAGS = [tag("<f=a>"), tag("<f=b>", content=const("x"))]
