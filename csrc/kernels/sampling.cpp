@@ -5,6 +5,7 @@ namespace interleaf::INTERLEAF_LEVEL {
 namespace {
 
 constexpr float kMinusInfinity = -__builtin_huge_valf();
+constexpr int kMaximaBlock = 256;
 constexpr int kSumBlock = 512;  // probabilities are summed in blocks, so that a draw skips most of them
 
 // Philox 4x32-10 (Salmon et al. 2011): a random function of (key, counter), so that noise needs no state.
@@ -36,11 +37,23 @@ INTERLEAF_INLINE float highest(const float* x, int count) {
   return result;
 }
 
+// The largest logit of each block of kMaximaBlock; returns the largest of all.
+float block_maxima(const float* logits, int vocab_size, float* maxima) {
+  float top = kMinusInfinity;
+  for (int begin = 0, block = 0; begin < vocab_size; begin += kMaximaBlock, ++block) {
+    maxima[block] = highest(logits + begin, lower(kMaximaBlock, vocab_size - begin));
+    top = maxima[block] > top ? maxima[block] : top;
+  }
+  return top;
+}
+
 // The first token with the highest logit; 0 if every logit is NaN.
-int first_highest(const float* logits, int vocab_size) {
-  const float top = highest(logits, vocab_size);
-  for (int i = 0; i < vocab_size; ++i)
-    if (logits[i] == top) return i;
+int first_highest(const float* logits, int vocab_size, float top, const float* maxima) {
+  for (int begin = 0, block = 0; begin < vocab_size; begin += kMaximaBlock, ++block) {
+    if (maxima[block] != top) continue;
+    for (int i = begin; i < lower(begin + kMaximaBlock, vocab_size); ++i)
+      if (logits[i] == top) return i;
+  }
   return 0;
 }
 
@@ -205,23 +218,59 @@ int draw_from(const Candidate* candidates, int count, double noise) {
   return candidates[count - 1].token;
 }
 
+// Every token that can be among the k likeliest, by token id, with its weight in `weights`: k blocks have a token with at
+// least the k-th largest of the blocks' maxima, so that what is below it can be passed over. 0 if that spares nothing.
+int likely_tokens(const float* logits, int vocab_size, int k, const float* maxima, float* weights, Candidate* candidates,
+                  Candidate* sorted) {
+  const int num_blocks = (vocab_size + kMaximaBlock - 1) / kMaximaBlock;
+  if (k <= 0 || k > num_blocks / 2) return 0;
+  for (int block = 0; block < num_blocks; ++block) sorted[block] = {maxima[block], block};
+  sort_candidates(sorted, num_blocks);
+  const float bound = sorted[k - 1].weight;
+  int count = 0;
+  for (int block = 0; block < num_blocks; ++block) {
+    if (!(maxima[block] >= bound)) continue;
+    const int begin = block * kMaximaBlock;
+    for (int token = begin; token < lower(begin + kMaximaBlock, vocab_size); ++token) {
+      weights[count] = logits[token];
+      candidates[count].token = token;
+      count += logits[token] >= bound;
+    }
+  }
+  return count;
+}
+
+// Drops what has no weight or too little.
+int keep_min_p(const float* weights, Candidate* candidates, int count, float min_p) {
+  int kept = 0;
+  for (int i = 0; i < count; ++i)
+    if (weights[i] > 0.0f && weights[i] >= min_p) candidates[kept++] = {weights[i], candidates[i].token};
+  return kept;
+}
+
 int sample_row(const SampleArgs& args, int row, char* scratch) {
-  const float* logits = args.logits + static_cast<ptrdiff_t>(row) * args.vocab_size;
-  if (args.temperatures[row] <= 0.0f) return first_highest(logits, args.vocab_size);
-  const float top = highest(logits, args.vocab_size);
-  if (!(top > kMinusInfinity) || top > 3.4e38f) return first_highest(logits, args.vocab_size);
+  const int vocab_size = args.vocab_size;
+  const float* logits = args.logits + static_cast<ptrdiff_t>(row) * vocab_size;
   float* weights = reinterpret_cast<float*>(scratch);
-  exponentials(logits, args.vocab_size, top, 1.0f / args.temperatures[row], weights);
+  Candidate* candidates = reinterpret_cast<Candidate*>(weights + round_up(vocab_size, kLanes));
+  Candidate* sorted = candidates + vocab_size + 1;
+  float* maxima = reinterpret_cast<float*>(sorted + vocab_size);
+  const float top = block_maxima(logits, vocab_size, maxima);
+  if (args.temperatures[row] <= 0.0f || !(top > kMinusInfinity) || top > 3.4e38f)
+    return first_highest(logits, vocab_size, top, maxima);
+  const float scale = 1.0f / args.temperatures[row];
   const double noise = uniform(args.seeds[row], args.positions[row]);
   const int k = args.top_k[row];
   const float top_p = args.top_p[row], min_p = args.min_p[row];
-  if ((k <= 0 || k >= args.vocab_size) && top_p >= 1.0f && min_p <= 0.0f)
-    return draw_from_all(weights, args.vocab_size, noise);
-  Candidate* candidates = reinterpret_cast<Candidate*>(weights + round_up(args.vocab_size, kLanes));
-  Candidate* sorted = candidates + args.vocab_size;
-  int count = 0;
-  for (int token = 0; token < args.vocab_size; ++token)
-    if (weights[token] > 0.0f && weights[token] >= min_p) candidates[count++] = {weights[token], token};
+  int count = likely_tokens(logits, vocab_size, k, maxima, weights, candidates, sorted);
+  if (count > 0) {
+    exponentials(weights, count, top, scale, weights);
+  } else {
+    exponentials(logits, vocab_size, top, scale, weights);
+    if ((k <= 0 || k >= vocab_size) && top_p >= 1.0f && min_p <= 0.0f) return draw_from_all(weights, vocab_size, noise);
+    for (count = 0; count < vocab_size; ++count) candidates[count].token = count;
+  }
+  count = keep_min_p(weights, candidates, count, min_p);
   count = keep_top_k(candidates, count, k, sorted);
   count = keep_top_p(candidates, count, top_p, sorted);
   return draw_from(candidates, count, noise);

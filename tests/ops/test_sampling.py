@@ -49,6 +49,25 @@ def test_sample_picks_what_the_reference_picks(level: str, setting: dict, vocab_
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("setting", [SETTINGS[2], SETTINGS[5]])
+def test_most_blocks_of_a_large_vocabulary_are_passed_over(level: str, setting: dict) -> None:
+    logits = np.random.default_rng(2).normal(0, 3, (16, 30001)).astype(np.float32)
+    logits[::3] = np.round(logits[::3])  # ties
+    logits[1, 300:29000] = -np.inf
+    logits[2, ::2] = np.nan
+    logits[2, 1::2] = 0.5
+    chosen = cpu_ops(level, "float32").sample(logits, sampling(16, **setting))
+    kept = [0, 1, *range(3, 16)]
+    expected = ReferenceOps("float32").sample(logits[kept], _rows(sampling(16, **setting), kept))
+    assert (chosen[kept] == expected).mean() > 0.9
+    assert chosen[2] % 2 == 1
+
+
+def _rows(whole: SamplingInput, rows: list[int]) -> SamplingInput:
+    return SamplingInput(*(getattr(whole, name)[rows] for name in whole.__dataclass_fields__))
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("setting", SETTINGS[1:6])
 def test_sample_has_the_right_distribution(level: str, setting: dict) -> None:
     rng = np.random.default_rng(1)
