@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
 import openai
+import pydantic
 import pytest
 
 from tests.loader.tiny import tiny_llama
@@ -112,6 +113,39 @@ def test_chat(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model=MODEL, messages=HI, **eos) as events:
         assert {"chunk"} <= {event.type for event in events}
         assert events.get_final_completion().choices[0].finish_reason == "stop"
+
+
+class GetWeather(pydantic.BaseModel):
+    city: Literal["Paris", "Rome"]
+    days: list[bool] = pydantic.Field(max_length=2)
+
+
+class Now(pydantic.BaseModel):
+    pass
+
+
+def test_forced_calls(client: openai.OpenAI) -> None:
+    """The model writes at random; the grammar holds it to calls that parse, in every form of the API."""
+    tools: Any = [openai.pydantic_function_tool(GetWeather), openai.pydantic_function_tool(Now)]
+    asked: Any = {"model": MODEL, "messages": HI, "tools": tools, "max_completion_tokens": 200, "seed": 5, "n": 2}
+    asked["parallel_tool_calls"] = False
+    for choice, reason in (
+        ("required", "tool_calls"),
+        ({"type": "function", "function": {"name": "GetWeather"}}, "stop"),
+    ):
+        whole = client.chat.completions.parse(**asked, tool_choice=choice)
+        calls = [[call.function for call in one.message.tool_calls or []] for one in whole.choices]
+        assert all(isinstance(one.parsed_arguments, GetWeather | Now) for [one] in calls)
+        assert [one.finish_reason for one in whole.choices] == [reason] * 2
+        with client.chat.completions.stream(**asked, tool_choice=choice) as stream:
+            final = stream.get_final_completion()
+        for one, streamed in zip(whole.choices, final.choices, strict=True):
+            [call], [other] = one.message.tool_calls or [], streamed.message.tool_calls or []
+            assert (call.function.name, call.function.arguments) == (other.function.name, other.function.arguments)
+            assert one.finish_reason == streamed.finish_reason
+    flat: Any = [{"type": "function", **tool["function"]} for tool in tools]
+    response = client.responses.parse(model=MODEL, input="hi", tools=flat, tool_choice="required")
+    assert {item.type for item in response.output} == {"function_call"}
 
 
 def test_prefixes_are_cached(client: openai.OpenAI) -> None:
