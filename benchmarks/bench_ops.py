@@ -113,10 +113,13 @@ ATTENTION_CASES = [
     ("decode 64 x 160", AttentionShape(9, 3, 64, 0.125), [(159, 1)] * 64),
     ("decode 16 x 1k", AttentionShape(9, 3, 64, 0.125), [(1023, 1)] * 16),
     ("decode 16 x 1k, 16/8 x 128", AttentionShape(16, 8, 128, 0.088), [(1023, 1)] * 16),
+    ("decode 32 x 1k", AttentionShape(9, 3, 64, 0.125), [(1023, 1)] * 32),
     ("decode 1 x 4k", AttentionShape(9, 3, 64, 0.125), [(4095, 1)]),
+    ("verify 1 x 4k, 8 rows", AttentionShape(9, 3, 64, 0.125), [(4088, 8)]),
     ("prefill 16 x 128", AttentionShape(9, 3, 64, 0.125), [(0, 128)] * 16),
     ("prefill 4 x 512", AttentionShape(9, 3, 64, 0.125), [(0, 512)] * 4),
     ("prefill 1 x 2k", AttentionShape(9, 3, 64, 0.125), [(0, 2048)]),
+    ("prefill 1 x 8k", AttentionShape(9, 3, 64, 0.125), [(0, 8192)]),
     ("prefill 1 x 2k, 16/8 x 128", AttentionShape(16, 8, 128, 0.088), [(0, 2048)]),
 ]
 
@@ -124,37 +127,40 @@ ATTENTION_CASES = [
 def bench_attention(args: argparse.Namespace, probe: float) -> None:
     print(f"{'attention':28} {'µs':>9} {'GFLOP/s':>9} {'GB/s':>7} {'of probe':>8}")
     for name, shape, step in ATTENTION_CASES:
+        if args.case not in name:
+            continue
         tokens = sum(count for _, count in step)
-        graph, copies = attention_graph(args, shape, step)
+        graph, copies, size = attention_graph(args, shape, step)
         seconds = median_seconds(lambda g=graph, t=tokens, s=step: g.run(StepSize(t, len(s), 0))) / copies
         pairs = sum(count * before + count * (count + 1) / 2 for before, count in step)
         flops = 4 * pairs * shape.num_heads * shape.head_dim
-        size = 4 * sum(before + count for before, count in step) * shape.num_kv_heads * shape.head_dim
         rate = size / seconds / 1e9
         print(f"{name:28} {seconds * 1e6:9.1f} {flops / seconds / 1e9:9.1f} {rate:7.1f} {rate / probe:8.0%}")
 
 
-def attention_graph(args: argparse.Namespace, shape: AttentionShape, step: list[tuple[int, int]]) -> tuple[Graph, int]:
-    """Attention over as many caches as come from memory rather than from a cache; returns how many."""
+def attention_graph(
+    args: argparse.Namespace, shape: AttentionShape, step: list[tuple[int, int]]
+) -> tuple[Graph, int, int]:
+    """Attention over so many caches that they come from memory; their number, and the bytes of one."""
     tokens = sum(count for _, count in step)
     blocks = max(-(-(before + count) // 16) for before, count in step)
-    ops, inputs = CpuOps(args.dtype, args.threads, tokens, 64, 1000), inputs_for(tokens, len(step), blocks)
+    ops = CpuOps(args.dtype, args.threads, tokens, 64, 1000, kv_cache_dtype=args.kv_cache_dtype)
+    inputs = inputs_for(tokens, len(step), blocks)
     order = np.random.default_rng(0).permutation(len(step) * blocks).astype(np.int32)
     inputs.block_tables[:] = order.reshape(len(step), blocks)
     inputs.query_start[1:] = np.cumsum([count for _, count in step])
     inputs.context_lengths[:] = [before + count for before, count in step]
-    caches = [ops.new_cache(len(order), 16, shape.num_kv_heads, shape.head_dim) for _ in range(COPIES)]
+    caches = ops.new_caches(COPIES, len(order), 16, shape.num_kv_heads, shape.head_dim)
     q = random_activation(ops, shape.num_heads * shape.head_dim, ops.dtype)
-    for cache in caches:
-        _fill(cache.keys)
-        _fill(cache.values)
+    _fill(caches[0].memory)
+    size = sum(cache.block_bytes for cache in caches) * len(order) // COPIES
 
     def forward() -> Buffer:
         for cache in caches:
             y = ops.attention(q, shape, cache, inputs)
         return y
 
-    return ops.graph(forward, inputs, logits=False), COPIES
+    return ops.graph(forward, inputs, logits=False), COPIES, size
 
 
 def _fill(memory: _native.Memory) -> None:
@@ -199,6 +205,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--quantization", choices=["int8", "int4"], help="of linear's weights")
+    parser.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "int8"], help="of attention's cache")
+    parser.add_argument("--case", default="", help="only attention cases whose name has this in it")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 256, 2048])
     args = parser.parse_args()
     runtime = _native.Runtime(args.threads, instruction_level())

@@ -1,4 +1,4 @@
-"""What quantization costs: the mean logprob of held-out text, against bfloat16 weights.
+"""What quantization costs: the mean logprob of held-out text, against bfloat16 weights and KV cache.
 
     python benchmarks/bench_quality.py [TEXT_FILE ...] [--model MODEL] [--tokens 8000]
 
@@ -17,8 +17,8 @@ CONTEXT = 1024
 """The text is cut into pieces of this many tokens, each a prompt of its own."""
 
 
-def mean_logprob(args: argparse.Namespace, text: str, quantization: str | None) -> tuple[float, int]:
-    with LLM(args.model, quantization=quantization, kv_cache_memory_bytes=1 << 29) as llm:
+def mean_logprob(args: argparse.Namespace, text: str, **options: str) -> tuple[float, int]:
+    with LLM(args.model, kv_cache_memory_bytes=1 << 29, **options) as llm:
         tokens = llm.get_tokenizer().encode(text)[: args.tokens]
         pieces = [tokens[begin : begin + CONTEXT] for begin in range(0, len(tokens), CONTEXT)]
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
@@ -40,12 +40,14 @@ def main() -> None:
     args = parser.parse_args()
     files = args.texts or sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
     text = "\n\n".join(path.read_text() for path in files)
-    base, count = mean_logprob(args, text, None)
-    print(f"{count} tokens\n{'weights':10} {'mean logprob':>13} {'against bfloat16':>17}")
-    print(f"{'bfloat16':10} {base:13.4f}")
-    for quantization in QUANTIZATIONS:
-        value, _ = mean_logprob(args, text, quantization)
-        print(f"{quantization:10} {value:13.4f} {value / base - 1:+17.2%}")
+    base, count = mean_logprob(args, text)
+    print(f"{count} tokens\n{'weights':10} {'KV cache':10} {'mean logprob':>13} {'against bfloat16':>17}")
+    print(f"{'bfloat16':10} {'bfloat16':10} {base:13.4f}")
+    rows = [("bfloat16", "int8", {"kv_cache_dtype": "int8"})]
+    rows += [(name, "bfloat16", {"quantization": name}) for name in QUANTIZATIONS]
+    for weights, cache, options in rows:
+        value, _ = mean_logprob(args, text, **options)
+        print(f"{weights:10} {cache:10} {value:13.4f} {value / base - 1:+17.2%}")
 
 
 if __name__ == "__main__":

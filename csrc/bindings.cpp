@@ -27,6 +27,7 @@ T* at(Address address) {
 
 using interleaf::DType;
 using interleaf::Format;
+using interleaf::PagedCache;
 using interleaf::Program;
 using interleaf::Rows;
 using interleaf::Runtime;
@@ -100,6 +101,23 @@ void bind_quantized(nb::module_& module, nb::class_<Program>& program) {
       nb::kw_only(), "ids"_a, "table"_a, "y"_a, "scale"_a);
 }
 
+void bind_cache(nb::module_& module) {
+  nb::class_<PagedCache>(module, "PagedCache", "Addresses of one layer's keys and values.")
+      .def(
+          "__init__",
+          [](PagedCache* self, Address keys, Address values, Address key_scales, Address value_scales, int64_t block_stride,
+             int num_kv_heads, int block_size, DType type) {
+            new (self) PagedCache{at<char>(keys), at<char>(values), at<char>(key_scales), at<char>(value_scales),
+                                  block_stride,   num_kv_heads,     block_size,           type};
+          },
+          nb::kw_only(), "keys"_a, "values"_a, "key_scales"_a, "value_scales"_a, "block_stride"_a, "num_kv_heads"_a,
+          "block_size"_a, "type"_a)
+      .def_ro("block_size", &PagedCache::block_size);
+  module.attr("ATTENTION_CHUNK") = interleaf::kAttentionChunk;
+  module.def("attention_partials_bytes", &interleaf::attention_partials_bytes, "num_threads"_a, "max_chunks"_a,
+             "head_dim"_a);
+}
+
 nb::class_<Program> bind_program(nb::module_& module) {
   nb::class_<Program> bound(module, "Program", "A recorded forward pass.");
   bound.def(nb::init<>())
@@ -145,34 +163,32 @@ nb::class_<Program> bind_program(nb::module_& module) {
           "y_type"_a, "epilogue"_a)
       .def(
           "rotary_cache",
-          [](Program& program, Address qkv, Address q, Address k_cache, Address v_cache, Address q_norm, Address k_norm,
-             Address cos_sin, Address positions, Address slots, int num_heads, int num_kv_heads, int head_dim,
-             int rotary_dim, int block_size, float eps, DType type) {
+          [](Program& program, Address qkv, Address q, const PagedCache& cache, Address q_norm, Address k_norm,
+             Address cos_sin, Address positions, Address slots, int num_heads, int head_dim, int rotary_dim, float eps,
+             DType type) {
             program.add<&interleaf::KernelTable::rotary_cache>(
                 "rotary_cache", Rows::kTokens,
-                interleaf::RotaryCacheArgs{at<float>(qkv), at<void>(q), at<void>(k_cache), at<void>(v_cache),
-                                           at<float>(q_norm), at<float>(k_norm), at<float>(cos_sin), at<int32_t>(positions),
-                                           at<int32_t>(slots), num_heads, num_kv_heads, head_dim, rotary_dim, block_size,
-                                           eps, type});
+                interleaf::RotaryCacheArgs{at<float>(qkv), at<void>(q), cache, at<float>(q_norm), at<float>(k_norm),
+                                           at<float>(cos_sin), at<int32_t>(positions), at<int32_t>(slots), num_heads,
+                                           head_dim, rotary_dim, eps, type});
           },
-          nb::kw_only(), "qkv"_a, "q"_a, "k_cache"_a, "v_cache"_a, "q_norm"_a, "k_norm"_a, "cos_sin"_a, "positions"_a,
-          "slots"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "rotary_dim"_a, "block_size"_a, "eps"_a, "type"_a)
+          nb::kw_only(), "qkv"_a, "q"_a, "cache"_a, "q_norm"_a, "k_norm"_a, "cos_sin"_a, "positions"_a, "slots"_a,
+          "num_heads"_a, "head_dim"_a, "rotary_dim"_a, "eps"_a, "type"_a)
       .def(
           "attention",
-          [](Program& program, Address q, Address y, Address k_cache, Address v_cache, Address block_tables,
+          [](Program& program, Address q, Address y, const PagedCache& cache, Address partials, Address block_tables,
              int64_t block_table_stride, Address sequence_rows, Address query_start, Address context_lengths, int num_heads,
-             int num_kv_heads, int head_dim, int block_size, int window, float scale,
-             float soft_cap, DType type) {
+             int head_dim, int max_chunks, int window, float scale, float soft_cap, DType type) {
             program.add<&interleaf::KernelTable::attention>(
                 "attention", Rows::kSequences,
-                interleaf::AttentionArgs{at<void>(q), at<void>(y), at<void>(k_cache), at<void>(v_cache),
-                                         at<int32_t>(block_tables), at<int32_t>(sequence_rows), at<int32_t>(query_start),
-                                         at<int32_t>(context_lengths), block_table_stride, num_heads, num_kv_heads,
-                                         head_dim, block_size, window, scale, soft_cap, type});
+                interleaf::AttentionArgs{at<void>(q), at<void>(y), cache, at<void>(partials), at<int32_t>(block_tables),
+                                         at<int32_t>(sequence_rows), at<int32_t>(query_start),
+                                         at<int32_t>(context_lengths), block_table_stride, num_heads, head_dim,
+                                         max_chunks, window, scale, soft_cap, type});
           },
-          nb::kw_only(), "q"_a, "y"_a, "k_cache"_a, "v_cache"_a, "block_tables"_a, "block_table_stride"_a,
-          "sequence_rows"_a, "query_start"_a, "context_lengths"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a,
-          "block_size"_a, "window"_a, "scale"_a, "soft_cap"_a, "type"_a);
+          nb::kw_only(), "q"_a, "y"_a, "cache"_a, "partials"_a, "block_tables"_a, "block_table_stride"_a,
+          "sequence_rows"_a, "query_start"_a, "context_lengths"_a, "num_heads"_a, "head_dim"_a, "max_chunks"_a, "window"_a,
+          "scale"_a, "soft_cap"_a, "type"_a);
   return bound;
 }
 
@@ -267,7 +283,7 @@ void bind_runtime(nb::module_& module) {
 }  // namespace
 
 NB_MODULE(_native, module) {
-  nb::enum_<DType>(module, "DType").value("float32", DType::kF32).value("bfloat16", DType::kBf16);
+  nb::enum_<DType>(module, "DType").value("float32", DType::kF32).value("bfloat16", DType::kBf16).value("int8", DType::kInt8);
   nb::enum_<Rows>(module, "Rows")
       .value("TOKENS", Rows::kTokens)
       .value("LOGITS", Rows::kLogits)
@@ -287,6 +303,7 @@ NB_MODULE(_native, module) {
       .value("GROUP4_MIN", Format::kGroup4Min)
       .value("GROUP8", Format::kGroup8)
       .value("GROUP8_MIN", Format::kGroup8Min);
+  bind_cache(module);
   nb::class_<Program> program = bind_program(module);
   bind_quantized(module, program);
   bind_runtime(module);

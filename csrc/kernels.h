@@ -9,7 +9,7 @@
 
 namespace interleaf {
 
-enum class DType : int32_t { kF32 = 0, kBf16 = 1 };
+enum class DType : int32_t { kF32 = 0, kBf16 = 1, kInt8 = 2 };
 
 // How a weight is stored. kInt8: s8 with a scale a column, rotated (see rotation_step) like its activations. The others: 4 or 8 unsigned bits, with a float16 scale for
 // every 32 values of a column: weight = scale * (value - zero), zero being 8 or 128; the Min formats have a float16
@@ -124,19 +124,30 @@ struct EmbeddingQuantizedArgs {
   float scale;
 };
 
+// One layer's paged keys and values. Addresses are of block 0; a block's are `block_stride` bytes behind those of the
+// block before. int8: value = stored * scale, one scale a token and head.
+struct PagedCache {
+  char* keys;    // [G][block/16] then bf16 and int8 [Dp/2][16][2], f32 [Dp][16]
+  char* values;  // [G] then bf16 and int8 [block/2][Dp][2], f32 [block][Dp]
+  char* key_scales;    // int8: f32 [G][block]
+  char* value_scales;  // the same
+  int64_t block_stride;
+  int32_t num_kv_heads, block_size;
+  DType type;
+};
+
 // Splits qkv into heads, normalizes q and k (where weights are given), rotates them, writes q to `q` and k and v
 // to the paged cache. Rotation pairs dimension i with i + rotary_dim / 2. (Su et al. 2021.)
 struct RotaryCacheArgs {
   const float* qkv;  // [T, (H + 2 G) D]
   void* q;           // [T, H D], type
-  void* k_cache;     // [blocks][G][block/16] then bf16 [Dp/2][16][2], f32 [Dp][16]
-  void* v_cache;     // [blocks][G] then bf16 [block/2][Dp][2], f32 [block][Dp]
+  PagedCache cache;
   const float* q_norm;
   const float* k_norm;
   const float* cos_sin;  // [positions, rotary_dim]: the cosines, then the sines
   const int32_t* positions;
   const int32_t* slots;  // block * block_size + offset
-  int32_t num_heads, num_kv_heads, head_dim, rotary_dim, block_size;
+  int32_t num_heads, head_dim, rotary_dim;
   float eps;
   DType type;
 };
@@ -145,17 +156,27 @@ struct RotaryCacheArgs {
 // alike. A sequence is cut at multiples of kAttentionChunk keys; each chunk is a softmax of its own and chunks are
 // merged in ascending order (Dao 2023, Milakov & Gimelshein 2018), so that a row's sums do not depend on what is
 // computed beside it.
+//
+// Where a sequence falls to several threads they leave the states of its chunks in `partials`, zeroed at first and
+// shared by all calls of a program: attention_partials_bytes() for contexts of max_chunks.
+constexpr int kPartialRows = 32;           // most rows (tokens x heads of a group) of a sequence that is cut
+constexpr int kPartialCounterBytes = 64;
+constexpr size_t attention_partials_bytes(int num_threads, int max_chunks, int head_dim) {
+  const size_t state = static_cast<size_t>(kPartialRows) * static_cast<size_t>(2 + (head_dim + 15) / 16 * 16) * 4;
+  return static_cast<size_t>(num_threads) * (kPartialCounterBytes + (static_cast<size_t>(max_chunks) + 1) * state);
+}
 struct AttentionArgs {
   const void* q;  // [T, H D], type
   void* y;        // [T, H D], type
-  const void* k_cache;
-  const void* v_cache;
+  PagedCache cache;
+  void* partials;
   const int32_t* block_tables;     // [rows of the batch, block_table_stride]
   const int32_t* sequence_rows;    // [S]: row of the batch
   const int32_t* query_start;      // [S + 1]: first token of each sequence in T
   const int32_t* context_lengths;  // [S]: keys of each sequence, this step's included
   int64_t block_table_stride;
-  int32_t num_heads, num_kv_heads, head_dim, block_size;
+  int32_t num_heads, head_dim;
+  int32_t max_chunks;
   int32_t window;  // keys a query sees, itself included; 0 is all
   float scale;
   float soft_cap;  // scores become soft_cap * tanh(scale * q.k / soft_cap); 0 is none

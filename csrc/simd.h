@@ -32,6 +32,9 @@ INTERLEAF_INLINE float to_float(bf16 value) {
 }
 INTERLEAF_INLINE float to_float(float value) { return value; }
 
+// Asks for a line of memory that will be needed soon.
+INTERLEAF_INLINE void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
+
 INTERLEAF_INLINE float half_to_float(uint16_t half) {
   const uint32_t sign = uint32_t{half & 0x8000u} << 16, magnitude = half & 0x7fffu;
   uint32_t bits = magnitude >= 0x7c00 ? 0x7f800000u | ((magnitude & 0x3ffu) << 13) : (magnitude << 13) + 0x38000000u;
@@ -63,6 +66,9 @@ INTERLEAF_INLINE F32x16 load(const float* source) { return {_mm512_loadu_ps(sour
 INTERLEAF_INLINE F32x16 load(const bf16* source) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+INTERLEAF_INLINE F32x16 load(const int8_t* source) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source))))};
 }
 // The low or high halves of 16 pairs of bf16.
 INTERLEAF_INLINE F32x16 load_even(const bf16* source) {
@@ -126,6 +132,10 @@ INTERLEAF_INLINE __m256 widen8(const bf16* source) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 INTERLEAF_INLINE F32x16 load(const bf16* source) { return {widen8(source), widen8(source + 8)}; }
+INTERLEAF_INLINE __m256 widen8(const int8_t* source) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source))));
+}
+INTERLEAF_INLINE F32x16 load(const int8_t* source) { return {widen8(source), widen8(source + 8)}; }
 INTERLEAF_INLINE __m256i load_pairs(const bf16* source) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
 }
@@ -142,10 +152,17 @@ INTERLEAF_INLINE void store(float* destination, F32x16 x) {
   _mm256_storeu_ps(destination, x.a);
   _mm256_storeu_ps(destination + 8, x.b);
 }
+INTERLEAF_INLINE __m256i round_to_bf16(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i lowest = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), lowest);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+}
 INTERLEAF_INLINE void store(bf16* destination, F32x16 x) {
-  float values[16];
-  store(values, x);
-  for (int i = 0; i < 16; ++i) destination[i] = to_bf16(values[i]);
+  const __m256i packed = _mm256_packus_epi32(round_to_bf16(x.a), round_to_bf16(x.b));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(destination), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 INTERLEAF_INLINE F32x16 operator+(F32x16 x, F32x16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 INTERLEAF_INLINE F32x16 operator-(F32x16 x, F32x16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
@@ -184,6 +201,7 @@ struct F32x16 {
 INTERLEAF_INLINE F32x16 broadcast(float value) { INTERLEAF_EACH(value); }
 INTERLEAF_INLINE F32x16 load(const float* source) { INTERLEAF_EACH(source[i]); }
 INTERLEAF_INLINE F32x16 load(const bf16* source) { INTERLEAF_EACH(to_float(source[i])); }
+INTERLEAF_INLINE F32x16 load(const int8_t* source) { INTERLEAF_EACH(static_cast<float>(source[i])); }
 INTERLEAF_INLINE F32x16 load_even(const bf16* source) { INTERLEAF_EACH(to_float(source[2 * i])); }
 INTERLEAF_INLINE F32x16 load_odd(const bf16* source) { INTERLEAF_EACH(to_float(source[2 * i + 1])); }
 INTERLEAF_INLINE void store(float* destination, F32x16 x) {

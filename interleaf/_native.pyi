@@ -7,6 +7,8 @@ class DType(enum.Enum):
 
     bfloat16 = 1
 
+    int8 = 2
+
 class Rows(enum.Enum):
     TOKENS = 0
 
@@ -45,6 +47,18 @@ class Format(enum.Enum):
 
     GROUP8_MIN = 4
 
+class PagedCache:
+    """Addresses of one layer's keys and values."""
+
+    def __init__(self, *, keys: int, values: int, key_scales: int, value_scales: int, block_stride: int, num_kv_heads: int, block_size: int, type: DType) -> None: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+ATTENTION_CHUNK: int = 256
+
+def attention_partials_bytes(num_threads: int, max_chunks: int, head_dim: int) -> int: ...
+
 class Program:
     """A recorded forward pass."""
 
@@ -62,9 +76,9 @@ class Program:
 
     def linear(self, *, rows: Rows, x: int, weight: int, bias: int, y: int, n: int, k: int, x_type: DType, weight_type: DType, y_type: DType, epilogue: Epilogue) -> None: ...
 
-    def rotary_cache(self, *, qkv: int, q: int, k_cache: int, v_cache: int, q_norm: int, k_norm: int, cos_sin: int, positions: int, slots: int, num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, block_size: int, eps: float, type: DType) -> None: ...
+    def rotary_cache(self, *, qkv: int, q: int, cache: PagedCache, q_norm: int, k_norm: int, cos_sin: int, positions: int, slots: int, num_heads: int, head_dim: int, rotary_dim: int, eps: float, type: DType) -> None: ...
 
-    def attention(self, *, q: int, y: int, k_cache: int, v_cache: int, block_tables: int, block_table_stride: int, sequence_rows: int, query_start: int, context_lengths: int, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int, scale: float, soft_cap: float, type: DType) -> None: ...
+    def attention(self, *, q: int, y: int, cache: PagedCache, partials: int, block_tables: int, block_table_stride: int, sequence_rows: int, query_start: int, context_lengths: int, num_heads: int, head_dim: int, max_chunks: int, window: int, scale: float, soft_cap: float, type: DType) -> None: ...
 
     def quantize(self, *, rows: Rows, x: int, y: int, scales: int, sums: int, table: QuantizedTable, x_type: DType) -> None: ...
 

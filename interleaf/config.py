@@ -22,6 +22,8 @@ BUILTIN_MODEL = "smollm2-135m-instruct"
 """The model used when none is named; see `interleaf.loader.builtin`."""
 
 DTYPES = {"auto": "bfloat16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
+KV_CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "int8": "int8", "int8_per_token_head": "int8"}
+"""Values of `kv_cache_dtype` -> how keys and values are kept; None is as the arithmetic."""
 QUANTIZATIONS = ("int8", "int4", "gguf")
 QUANTIZED_SHARE = {"int8": 0.54, "int4": 0.33}
 """Memory of weights quantized at load, scales included, by that of bfloat16."""
@@ -67,7 +69,9 @@ class EngineArgs:
     Fields:
         model: a directory in Hugging Face layout, a .gguf file, a hub name, or a built-in name.
         tokenizer: the same choices; None takes the model's own.
-        dtype: "auto" (bfloat16), "bfloat16" or "float32": of the arithmetic and the KV cache.
+        dtype: "auto" (bfloat16), "bfloat16" or "float32": of the arithmetic.
+        kv_cache_dtype: "auto" keeps keys and values in `dtype`; "int8" (or "int8_per_token_head") in 8 bits with one
+            scale a token and head.
         quantization: of the linear weights: None computes on the weights in `dtype` (a quantized GGUF file is
             dequantized), "int8" and "int4" quantize when loading, "gguf" runs a GGUF file in its own precision.
         max_model_len: longest context in tokens, prompt and output together.
@@ -90,6 +94,7 @@ class EngineArgs:
     model: str | None = None
     tokenizer: str | None = None
     dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
     quantization: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256
@@ -150,6 +155,8 @@ class ModelConfig:
 class CacheConfig:
     """Shape of the paged KV cache. `num_blocks` does not count anything reserved: all are usable.
 
+    `dtype`: "bfloat16", "float32", or "int8" with one scale a token and head.
+
     Where layers are in several groups, a block is a page of one group.
     """
 
@@ -157,6 +164,7 @@ class CacheConfig:
     num_blocks: int
     enable_prefix_caching: bool
     layout: CacheLayout = PLAIN
+    dtype: str = "bfloat16"
 
     @property
     def num_stored_blocks(self) -> int:
@@ -228,11 +236,12 @@ def resolve(
         speculative = replace(speculative, quantization=draft_quantization(args))
     draft_model = None if draft_hf_config is None else _draft_model(draft_hf_config, model)
     max_model_len = _max_model_len(args, model)
+    cache_dtype = resolve_cache_dtype(args.kv_cache_dtype, dtype)
     layout = _cache_layout(args, model, draft_model, max_model_len)
-    page_bytes = block_bytes(model, draft_model, dtype, layout, args.block_size)
+    page_bytes = block_bytes(model, draft_model, cache_dtype, layout, args.block_size)
     most_pages = args.max_num_seqs * layout.peak_pages(max_model_len, args.block_size)
     num_blocks = _num_blocks(args, page_bytes, most_pages, free_memory_bytes - weight_bytes)
-    cache = CacheConfig(args.block_size, num_blocks, args.enable_prefix_caching, layout)
+    cache = CacheConfig(args.block_size, num_blocks, args.enable_prefix_caching, layout, cache_dtype)
     max_model_len = _fit_context(args, max_model_len, cache.num_slots)
     if not args.enable_chunked_prefill and args.max_num_batched_tokens < max_model_len:
         raise ConfigError(
@@ -271,22 +280,23 @@ def _draft_model(hf_config: Mapping[str, Any], model: ModelConfig) -> ModelConfi
     return draft
 
 
-def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
+def kv_bytes_per_token(model: ModelConfig, cache_dtype: str) -> int:
     """Bytes that one token takes in the KV cache, all layers together.
 
-    The kernels keep heads padded to 16 values.
+    The kernels keep heads padded to 16 values; int8 has a float32 scale for each.
     """
     padded_head = -(-model.head_dim // 16) * 16
-    return 2 * model.num_layers * model.num_kv_heads * padded_head * DTYPE_BYTES[dtype]
+    head_bytes = padded_head + 4 if cache_dtype == "int8" else padded_head * DTYPE_BYTES[cache_dtype]
+    return 2 * model.num_layers * model.num_kv_heads * head_bytes
 
 
 def block_bytes(
-    model: ModelConfig, draft_model: ModelConfig | None, dtype: str, layout: CacheLayout, block_size: int
+    model: ModelConfig, draft_model: ModelConfig | None, cache_dtype: str, layout: CacheLayout, block_size: int
 ) -> int:
     """Bytes of one block of the pool: of all layers, or of those that share a page; a draft model's beside them."""
-    token_bytes = kv_bytes_per_token(model, dtype) // model.num_layers * layout.layers_per_page
+    token_bytes = kv_bytes_per_token(model, cache_dtype) // model.num_layers * layout.layers_per_page
     if draft_model is not None:
-        token_bytes += kv_bytes_per_token(draft_model, dtype)
+        token_bytes += kv_bytes_per_token(draft_model, cache_dtype)
     return token_bytes * block_size
 
 
@@ -439,6 +449,23 @@ def resolve_dtype(name: str) -> Literal["bfloat16", "float32"]:
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} cannot be used here: choose auto, bfloat16 or float32 with --dtype.")
     return "float32" if DTYPES[name] == "float32" else "bfloat16"
+
+
+def resolve_cache_dtype(name: str, dtype: str) -> str:
+    """How keys and values are kept, when the arithmetic is `dtype`.
+
+    Raises:
+        ConfigError: they cannot be kept so.
+    """
+    if str(name).startswith("fp8"):
+        raise ConfigError(f"kv_cache_dtype {name!r} is not supported: choose int8 with --kv-cache-dtype for 8 bits.")
+    if name not in KV_CACHE_DTYPES:
+        raise ConfigError(f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, not {name!r}.")
+    if KV_CACHE_DTYPES[name] not in (None, "int8", dtype):
+        raise ConfigError(
+            f"kv_cache_dtype {name!r} needs the same --dtype: choose auto or int8, or set --dtype {name}."
+        )
+    return KV_CACHE_DTYPES[name] or dtype
 
 
 def _check_limits(args: EngineArgs) -> None:

@@ -171,6 +171,31 @@ def test_bytes_of_a_token() -> None:
     assert kv_bytes_per_token(model, "bfloat16") == BYTES_PER_TOKEN
     assert kv_bytes_per_token(model, "float32") == 2 * BYTES_PER_TOKEN
     assert kv_bytes_per_token(replace(model, head_dim=18), "bfloat16") == 2 * BYTES_PER_TOKEN
+    values = BYTES_PER_TOKEN // 2
+    assert kv_bytes_per_token(model, "int8") == values + values // model.head_dim * 4
+
+
+def test_int8_keys_and_values_are_more_tokens_in_the_same_memory() -> None:
+    plain, small = (make(kv_cache_memory_bytes=1 << 20, kv_cache_dtype=name) for name in ("auto", "int8"))
+    assert (plain.cache.dtype, small.cache.dtype) == ("bfloat16", "int8")
+    assert small.cache.num_blocks > 1.5 * plain.cache.num_blocks
+    assert make(kv_cache_memory_bytes=1 << 20, kv_cache_dtype="int8_per_token_head") == small
+    assert make(dtype="float32").cache.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("fp8", "auto", "choose int8"),
+        ("fp8_e4m3", "auto", "choose int8"),
+        ("int3", "auto", "must be one of"),
+        (8, "auto", "must be one of"),
+        ("bfloat16", "float32", "needs the same --dtype"),
+    ],
+)
+def test_a_kv_cache_dtype_that_cannot_be_had(name: Any, dtype: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(kv_cache_dtype=name, dtype=dtype)
 
 
 def test_the_machine_can_be_asked() -> None:

@@ -121,12 +121,12 @@ def test_same_bits_under_preemption(model: Path, expected: list[Any], caching: b
         assert llm.client.stats().num_preemptions > 10
 
 
-def block_bytes(model: Path) -> int:
+def block_bytes(model: Path, cache_dtype: str = "bfloat16") -> int:
     from interleaf.config import kv_bytes_per_token, parse_model_config
     from interleaf.loader.checkpoint import open_checkpoint
 
     with open_checkpoint(str(model)) as checkpoint:
-        return kv_bytes_per_token(parse_model_config(checkpoint.hf_config), "bfloat16") * 16
+        return kv_bytes_per_token(parse_model_config(checkpoint.hf_config), cache_dtype) * 16
 
 
 def test_same_bits_with_windows(tmp_path: Path) -> None:
@@ -146,7 +146,14 @@ def test_same_bits_with_windows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"max_num_seqs": 2}, {"max_num_batched_tokens": 20}, {"enable_prefix_caching": False}]
+    "options",
+    [
+        {},
+        {"max_num_seqs": 2},
+        {"max_num_batched_tokens": 20},
+        {"enable_prefix_caching": False},
+        {"kv_cache_dtype": "int8"},
+    ],
 )
 def test_n_sequences_are_n_requests_with_the_derived_seeds(model: Path, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(3)
@@ -158,6 +165,23 @@ def test_n_sequences_are_n_requests_with_the_derived_seeds(model: Path, options:
             apart = [run(llm, [(prompt, SamplingParams(seed=50 + i, **common))])[0][0][0] for i in range(4)]
             assert together == apart
             assert len({tuple(tokens) for tokens, _ in together}) > 1
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_same_bits_with_an_int8_cache(model: Path, quantization: str | None) -> None:
+    """All at once, in small steps, from the prefix cache, preempted: as alone in a fresh cache."""
+    work = requests()
+    options: dict[str, Any] = {"kv_cache_dtype": "int8", "quantization": quantization}
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, enable_prefix_caching=False, **options) as llm:
+        alone = [run(llm, [request])[0] for request in work]
+    with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, max_num_batched_tokens=50, **options) as llm:
+        for _ in range(2):
+            assert run(llm, work) == alone
+        assert llm.client.stats().prefix_cache_hits > 0
+    budget = 14 * block_bytes(model, "int8")
+    with LLM(model, max_model_len=160, kv_cache_memory_bytes=budget, **options) as llm:
+        assert run(llm, work) == alone
+        assert llm.client.stats().num_preemptions > 10
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])

@@ -87,8 +87,6 @@ INTERLEAF_INLINE void tile_product(const bf16* a, ptrdiff_t lda, int rows, int s
   }
 }
 
-INTERLEAF_INLINE void nothing_ahead(int) {}
-
 // Writes tiles 0-3 as `rows` rows of 32 floats (16 without `both`), `stride` floats apart.
 INTERLEAF_INLINE void tile_store(float* sums, ptrdiff_t stride, int rows, bool both) {
   const size_t bytes = static_cast<size_t>(stride) * 4;

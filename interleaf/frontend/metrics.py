@@ -167,7 +167,7 @@ def _cache_config_info(config: EngineConfig) -> Metric:
         "block_size": str(cache.block_size),
         "num_gpu_blocks": str(cache.num_blocks),
         "num_cpu_blocks": "0",
-        "cache_dtype": config.dtype,
+        "cache_dtype": cache.dtype,
         "enable_prefix_caching": str(cache.enable_prefix_caching),
         "engine": "0",
     }

@@ -374,7 +374,7 @@ def _how_it_ended(status: int) -> str:
 def _pinned(args: EngineArgs, config: EngineConfig) -> EngineArgs:
     """Arguments that give the same engine again, though other memory may be free by then."""
     cache = config.cache
-    size = block_bytes(config.model, config.draft_model, config.dtype, cache.layout, cache.block_size)
+    size = block_bytes(config.model, config.draft_model, cache.dtype, cache.layout, cache.block_size)
     return replace(
         args,
         kv_cache_memory_bytes=cache.num_blocks * size,

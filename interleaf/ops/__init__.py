@@ -140,8 +140,10 @@ class Ops(Protocol):
     def table(self, values: np.ndarray) -> Array:
         """A float32 table that ops read, such as the cosines and sines of `rotary_cache`."""
 
-    def new_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> LayerCache:
-        """One layer's empty cache."""
+    def new_caches(
+        self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> list[LayerCache]:
+        """Each layer's empty cache."""
 
     def in_group(self, cache: LayerCache, group: int) -> LayerCache:
         """The same memory for a layer of another group, which finds its blocks by `ModelInput.of_group(group)`."""

@@ -27,7 +27,8 @@ LEVEL_VARIABLE = "INTERLEAF_ISA"
 """Environment variable that forces an instruction level, for tests; see `interleaf._native.usable_levels()`."""
 
 _ALIGNMENT = 64
-_VALUE_BYTES = {_native.DType.float32: 4, _native.DType.bfloat16: 2}
+_PAGE = 4096
+_VALUE_BYTES = {_native.DType.float32: 4, _native.DType.bfloat16: 2, _native.DType.int8: 1}
 
 
 def instruction_level() -> str:
@@ -163,12 +164,17 @@ AnyLinear = CpuLinear | CpuQuantized
 
 @dataclass(slots=True)
 class CpuCache:
-    """Keys and values of one layer; a block's keys (and values) are `block_bytes` in a row."""
+    """Keys and values of one layer: `block_bytes` at `address` for block 0, every `block_stride` for the others.
 
-    keys: _native.Memory
-    values: _native.Memory
-    block_size: int
+    All layers' caches lie in one memory, a block's layers side by side: memory is touched, and so taken from the
+    system, as blocks come into use.
+    """
+
+    memory: _native.Memory
+    address: int
     block_bytes: int
+    block_stride: int
+    table: _native.PagedCache
     group: int = 0
 
 
@@ -218,11 +224,12 @@ class CpuOps:
     """See `interleaf.ops.Ops` for what each op does.
 
     Args:
-        dtype: "bfloat16" or "float32": of the arithmetic and of the cache.
+        dtype: "bfloat16" or "float32": of the arithmetic.
         threads: of the team.
         max_tokens, max_logits: rows that buffers are made for.
         vocab_size: sizes the sampler's working memory.
         quantization: of linear weights: None, "int8", "int4", or "gguf" for what the file has.
+        kv_cache_dtype: "auto" is `dtype`; "int8" has one scale a token and head.
     """
 
     def __init__(
@@ -233,8 +240,12 @@ class CpuOps:
         max_logits: int,
         vocab_size: int,
         quantization: str | None = None,
+        kv_cache_dtype: str = "auto",
     ) -> None:
         self.dtype = _native.DType.float32 if dtype == "float32" else _native.DType.bfloat16
+        self._cache_dtype = _native.DType.int8 if kv_cache_dtype == "int8" else self.dtype
+        self._threads = threads
+        self._partials: dict[int, _native.Memory] = {}
         self.runtime = _native.Runtime(threads, instruction_level(), 24 * vocab_size)
         self.kernel_nanoseconds = 0
         self._quantization = quantization
@@ -317,24 +328,42 @@ class CpuOps:
     def table(self, values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values, np.float32)
 
-    def new_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CpuCache:
-        padded = -(-head_dim // 16) * 16
-        block_bytes = num_kv_heads * block_size * padded * _VALUE_BYTES[self.dtype]
-        size = num_blocks * block_bytes
-        return CpuCache(_native.Memory(size), _native.Memory(size), block_size, block_bytes)
+    def new_caches(
+        self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> list[CpuCache]:
+        tokens = num_kv_heads * block_size
+        values = tokens * -(-head_dim // 16) * 16 * _VALUE_BYTES[self._cache_dtype]
+        scales = tokens * 4 if self._cache_dtype == _native.DType.int8 else 0
+        layer_bytes = 2 * (values + scales)
+        stride = _block_stride(num_layers * layer_bytes)
+        memory = _native.Memory(num_blocks * stride)
+        caches = []
+        for layer in range(num_layers):
+            address = memory.address + layer * layer_bytes
+            table = _native.PagedCache(
+                keys=address,
+                values=address + values,
+                key_scales=address + 2 * values,
+                value_scales=address + 2 * values + scales,
+                block_stride=stride,
+                num_kv_heads=num_kv_heads,
+                block_size=block_size,
+                type=self._cache_dtype,
+            )
+            caches.append(CpuCache(memory, address, layer_bytes, stride, table))
+        return caches
 
     def in_group(self, cache: CpuCache, group: int) -> CpuCache:
         return replace(cache, group=group)
 
     def copy_blocks(self, caches: Sequence[CpuCache], pairs: Sequence[tuple[int, int]]) -> None:
         for cache in caches:
-            for memory in (cache.keys, cache.values):
-                for source, destination in pairs:
-                    ctypes.memmove(
-                        memory.address + destination * cache.block_bytes,
-                        memory.address + source * cache.block_bytes,
-                        cache.block_bytes,
-                    )
+            for source, destination in pairs:
+                ctypes.memmove(
+                    cache.address + destination * cache.block_stride,
+                    cache.address + source * cache.block_stride,
+                    cache.block_bytes,
+                )
 
     # The forward pass
 
@@ -464,18 +493,15 @@ class CpuOps:
         self.program.rotary_cache(
             qkv=qkv.address,
             q=q.address,
-            k_cache=cache.keys.address,
-            v_cache=cache.values.address,
+            cache=cache.table,
             q_norm=0 if q_norm is None else address_of(q_norm),
             k_norm=0 if k_norm is None else address_of(k_norm),
             cos_sin=address_of(cos_sin),
             positions=address_of(inputs.positions),
             slots=address_of(inputs.slots),
             num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
             rotary_dim=cos_sin.shape[1],
-            block_size=cache.block_size,
             eps=eps,
             type=self.dtype,
         )
@@ -484,26 +510,33 @@ class CpuOps:
     def attention(self, q: Buffer, shape: AttentionShape, cache: CpuCache, inputs: ModelInput) -> Buffer:
         y = self._buffer(q.rows, q.width, self.dtype)
         inputs = inputs.of_group(cache.group)
+        max_chunks = -(-inputs.block_tables.shape[1] * cache.table.block_size // _native.ATTENTION_CHUNK)
         self.program.attention(
             q=q.address,
             y=y.address,
-            k_cache=cache.keys.address,
-            v_cache=cache.values.address,
+            cache=cache.table,
+            partials=self._partials_of(max_chunks, shape.head_dim),
             block_tables=address_of(inputs.block_tables),
             block_table_stride=inputs.block_tables.shape[1],
             sequence_rows=address_of(inputs.sequence_rows),
             query_start=address_of(inputs.query_start),
             context_lengths=address_of(inputs.context_lengths),
             num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
-            block_size=cache.block_size,
+            max_chunks=max_chunks,
             window=shape.window,
             scale=shape.scale,
             soft_cap=shape.soft_cap,
             type=self.dtype,
         )
         return y
+
+    def _partials_of(self, max_chunks: int, head_dim: int) -> int:
+        """Memory in which threads leave their parts of a sequence for the last of them to merge."""
+        size = _native.attention_partials_bytes(self._threads, max_chunks, head_dim)
+        if size not in self._partials:
+            self._partials[size] = _native.Memory(size)
+        return int(self._partials[size].address)
 
     def graph(
         self, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool, eager: bool = False
@@ -555,6 +588,13 @@ class CpuOps:
             count=count,
         )
         return output
+
+
+def _block_stride(num_bytes: int) -> int:
+    """Bytes from one block to the next: no multiple of large powers of two, or all blocks would meet in a few sets of
+    the processor's caches.
+    """
+    return num_bytes + _PAGE if num_bytes >= 32 * _PAGE and num_bytes % (4 * _PAGE) == 0 else num_bytes
 
 
 def _stack_biases(parts: Sequence[np.ndarray], interleaved: bool) -> np.ndarray:

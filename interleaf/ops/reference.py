@@ -76,7 +76,8 @@ def decode(source: HostTensor) -> torch.Tensor:
 class ReferenceOps:
     """See `interleaf.ops.Ops` for what each op does."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, kv_cache_dtype: str = "auto") -> None:
+        self._int8_cache = kv_cache_dtype == "int8"
         self.dtype = torch.float32 if dtype == "float32" else torch.bfloat16
 
     def _round(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,9 +104,19 @@ class ReferenceOps:
     def table(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32))
 
-    def new_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> ReferenceCache:
+    def new_caches(
+        self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> list[ReferenceCache]:
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
-        return ReferenceCache(torch.zeros(shape), torch.zeros(shape))
+        return [ReferenceCache(torch.zeros(shape), torch.zeros(shape)) for _ in range(num_layers)]
+
+    def _as_cached(self, heads: torch.Tensor) -> torch.Tensor:
+        """Keys or values [T, G, D] with the precision that the cache holds."""
+        if not self._int8_cache:
+            return self._round(heads)
+        most = heads.abs().amax(-1, keepdim=True)
+        inverse = torch.where(most > 0, 127 / most, 0.0)
+        return torch.round(heads * inverse) * (most / 127)
 
     def in_group(self, cache: ReferenceCache, group: int) -> ReferenceCache:
         return replace(cache, group=group)
@@ -170,10 +181,10 @@ class ReferenceOps:
         position = cos_sin[torch.from_numpy(inputs.positions[: len(qkv)]).long()][:, None, :]
         q = self._round(_rotate(_normalize(q, q_norm, eps), position))
         slots = torch.from_numpy(inputs.of_group(cache.group).slots[: len(qkv)]).long()
-        cache.keys.view(-1, kv_heads, shape.head_dim)[slots] = self._round(
+        cache.keys.view(-1, kv_heads, shape.head_dim)[slots] = self._as_cached(
             _rotate(_normalize(k, k_norm, eps), position)
         )
-        cache.values.view(-1, kv_heads, shape.head_dim)[slots] = self._round(v)
+        cache.values.view(-1, kv_heads, shape.head_dim)[slots] = self._as_cached(v)
         return q.reshape(len(qkv), -1)
 
     def attention(

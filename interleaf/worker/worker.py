@@ -51,6 +51,7 @@ class Worker:
                 max_logits=LOGITS_ROWS,
                 vocab_size=config.model.vocab_size,
                 quantization=config.quantization,
+                kv_cache_dtype=config.cache.dtype,
             )
         ]
         try:
@@ -71,10 +72,8 @@ class Worker:
         if not loaded.recordable:
             logger.warning("%s cannot be recorded: each step runs op by op, which is slower.", model.architecture)
         places = config.cache.layout.places if model is config.model else [(0, i) for i in range(model.num_layers)]
-        stores = [
-            ops.new_cache(num_blocks, config.cache.block_size, model.num_kv_heads, model.head_dim)
-            for _ in range(1 + max(place for _, place in places))
-        ]
+        count = 1 + max(place for _, place in places)
+        stores = ops.new_caches(count, num_blocks, config.cache.block_size, model.num_kv_heads, model.head_dim)
         return loaded, [ops.in_group(stores[place], group) for group, place in places]
 
     def _load_draft(self, config: EngineConfig, tensors: Mapping[str, HostTensor]) -> DraftModel:

@@ -31,9 +31,9 @@ def forced_level(level: str):
             os.environ[LEVEL_VARIABLE] = before
 
 
-def cpu_ops(level: str, dtype: str, threads: int = 2, vocab_size: int = 1000) -> CpuOps:
+def cpu_ops(level: str, dtype: str, threads: int = 2, vocab_size: int = 1000, kv_cache_dtype: str = "auto") -> CpuOps:
     with forced_level(level):
-        return CpuOps(dtype, threads, MAX_TOKENS, MAX_LOGITS, vocab_size)
+        return CpuOps(dtype, threads, MAX_TOKENS, MAX_LOGITS, vocab_size, kv_cache_dtype=kv_cache_dtype)
 
 
 def host_tensor(values: torch.Tensor, dtype: str = "bfloat16") -> HostTensor:

@@ -8,6 +8,7 @@ import torch
 
 from interleaf import _native
 from interleaf.ops import AttentionShape, ModelInput
+from interleaf.ops.cpu import CpuOps
 from interleaf.ops.reference import ReferenceOps
 from tests.ops.native import LEVELS, activation, assert_close, cpu_ops, host_tensor, model_input, run
 
@@ -21,6 +22,7 @@ SHAPES = [
     AttentionShape(2, 1, 256, 0.0625, window=40, soft_cap=2.5),
     AttentionShape(3, 3, 18, 0.4, soft_cap=0.7),
 ]
+DTYPES = [("bfloat16", "auto"), ("float32", "auto"), ("bfloat16", "int8"), ("float32", "int8")]
 STEPS = [
     [(0, 5), (0, 1), (0, 70)],
     [(5, 1), (1, 30), (70, 1)],
@@ -35,17 +37,17 @@ def cos_sin(positions: int, rotary_dim: int) -> np.ndarray:
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-def lay_out(inputs: ModelInput, step: list[tuple[int, int]], block_size: int) -> int:
-    """Fill the inputs for a step; sequence i lives in batch row 7 - i and every third block."""
+def lay_out(inputs: ModelInput, step: list[tuple[int, int]], block_size: int, last_row: int = 7) -> int:
+    """Fill the inputs for a step; sequence i lives in batch row `last_row` - i and every third block."""
     token = 0
     for i, (before, count) in enumerate(step):
-        inputs.sequence_rows[i] = 7 - i
+        inputs.sequence_rows[i] = last_row - i
         inputs.query_start[i + 1] = token + count
         inputs.context_lengths[i] = before + count
-        inputs.block_tables[7 - i] = np.arange(inputs.block_tables.shape[1]) * 3 + i
+        inputs.block_tables[last_row - i] = np.arange(inputs.block_tables.shape[1]) * 3 + i
         for position in range(before, before + count):
             inputs.positions[token] = position
-            block = inputs.block_tables[7 - i][position // block_size]
+            block = inputs.block_tables[last_row - i][position // block_size]
             inputs.slots[token] = block * block_size + position % block_size
             token += 1
     inputs.size.num_tokens, inputs.size.num_sequences = token, len(step)
@@ -53,15 +55,16 @@ def lay_out(inputs: ModelInput, step: list[tuple[int, int]], block_size: int) ->
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("block_size", [16, 48])
+@pytest.mark.parametrize(("dtype", "kv_cache_dtype"), DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_attention_over_steps(level: str, dtype: str, block_size: int, shape: AttentionShape) -> None:
+def test_attention_over_steps(level: str, dtype: str, kv_cache_dtype: str, shape: AttentionShape) -> None:
     torch.manual_seed(0)
-    ops, reference, inputs = cpu_ops(level, dtype), ReferenceOps(dtype), model_input()
+    block_size = 16 if shape.num_kv_heads == 2 else 48
+    ops, reference = cpu_ops(level, dtype, kv_cache_dtype=kv_cache_dtype), ReferenceOps(dtype, kv_cache_dtype)
+    inputs = model_input()
     blocks = inputs.block_tables.shape[1] * 3
-    cache = ops.new_cache(blocks, block_size, shape.num_kv_heads, shape.head_dim)
-    expected_cache = reference.new_cache(blocks, block_size, shape.num_kv_heads, shape.head_dim)
+    (cache,) = ops.new_caches(1, blocks, block_size, shape.num_kv_heads, shape.head_dim)
+    (expected_cache,) = reference.new_caches(1, blocks, block_size, shape.num_kv_heads, shape.head_dim)
     table = cos_sin(400, shape.head_dim - shape.head_dim // 4 // 2 * 2)
     norm = host_tensor(torch.rand(shape.head_dim) + 0.5, "float32")
     for step in STEPS:
@@ -81,22 +84,24 @@ def test_attention_over_steps(level: str, dtype: str, block_size: int, shape: At
         expected = reference.attention(expected_q, shape, expected_cache, inputs)
         queries = activation(ops, expected_q)
         actual = run(ops, lambda q=queries: ops.attention(q, shape, cache, inputs), rows, inputs, len(step))
-        assert_close(actual, expected, dtype)
+        assert_close(actual, expected, "bfloat16" if kv_cache_dtype == "int8" else dtype)
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("dtype", "kv_cache_dtype"), DTYPES)
 @pytest.mark.parametrize("window", [0, 50])
-def test_attention_has_the_same_bits_however_it_is_cut(level: str, dtype: str, window: int) -> None:
-    """One sequence in one piece, in pieces, and beside another, on one and on two threads."""
+def test_attention_has_the_same_bits_however_it_is_cut(
+    level: str, dtype: str, kv_cache_dtype: str, window: int
+) -> None:
+    """One sequence in one piece, in pieces, and beside another, on one to five threads."""
     shape = AttentionShape(6, 2, 24, 0.2, window)
     torch.manual_seed(1)
     length = 290
     qkv = torch.randn(length, 10 * 24)
     results = []
-    for cuts, threads in (([290], 1), ([290], 2), ([1, 63, 200, 26], 2), ([17] * 17 + [1], 1)):
-        ops, inputs = cpu_ops(level, dtype, threads), model_input()
-        cache = ops.new_cache(120, 16, 2, 24)
+    for cuts, threads in (([290], 1), ([290], 2), ([1, 63, 200, 26], 2), ([17] * 17 + [1], 1), ([280, *[1] * 10], 5)):
+        ops, inputs = cpu_ops(level, dtype, threads, kv_cache_dtype=kv_cache_dtype), model_input()
+        (cache,) = ops.new_caches(1, 120, 16, 2, 24)
         pieces, before = [], 0
         for count in cuts:
             lay_out(inputs, [(before, count), (0, 1)] if count < 100 else [(before, count)], 16)
@@ -115,13 +120,14 @@ def test_attention_has_the_same_bits_however_it_is_cut(level: str, dtype: str, w
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_attention_ignores_what_an_earlier_owner_left_in_its_blocks(level: str) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+def test_attention_ignores_what_an_earlier_owner_left_in_its_blocks(level: str, kv_cache_dtype: str) -> None:
     shape = AttentionShape(2, 1, 16, 0.25)
     results = []
     for poison in (0.0, float("nan")):
         torch.manual_seed(2)
-        ops, inputs = cpu_ops(level, "bfloat16"), model_input()
-        cache = ops.new_cache(120, 16, 1, 16)
+        ops, inputs = cpu_ops(level, "bfloat16", kv_cache_dtype=kv_cache_dtype), model_input()
+        (cache,) = ops.new_caches(1, 120, 16, 1, 16)
         for fill in (poison, 1.0):
             count = 16 if fill != 1.0 else 5
             lay_out(inputs, [(0, count)], 16)
@@ -137,10 +143,43 @@ def test_attention_ignores_what_an_earlier_owner_left_in_its_blocks(level: str) 
     assert torch.equal(results[0], results[1])
 
 
-def test_copy_blocks() -> None:
+def long_decode(ops: CpuOps, shape: AttentionShape) -> torch.Tensor:
+    """A few rows of a sequence of 1,500 tokens, beside a short one and alone; step after step."""
+    torch.manual_seed(3)
+    inputs = model_input(2, 100)
+    (cache,) = ops.new_caches(1, 300, 16, shape.num_kv_heads, shape.head_dim)
+    table, width = ops.table(cos_sin(1600, shape.head_dim)), shape.num_heads + 2 * shape.num_kv_heads
+    for before in range(0, 1500, 250):
+        rows = lay_out(inputs, [(before, 250), (before, 40)], 16, last_row=1)
+        qkv = activation(ops, torch.randn(rows, width * shape.head_dim), _native.DType.float32)
+        run(ops, lambda q=qkv: ops.rotary_cache(q, shape, table, cache, inputs), rows, inputs)
+    results = []
+    for step in ([(1499, 1), (3, 1)], [(1496, 4), (40, 2)], [(1499, 1)]):
+        rows = lay_out(inputs, step, 16, last_row=1)
+        q = activation(ops, torch.randn(rows, shape.num_heads * shape.head_dim))
+        results.append(run(ops, lambda q=q: ops.attention(q, shape, cache, inputs), rows, inputs, len(step)))
+    return torch.cat(results)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("dtype", "kv_cache_dtype"), DTYPES)
+@pytest.mark.parametrize("shape", [AttentionShape(6, 2, 32, 0.2), AttentionShape(8, 1, 24, 0.2, window=700)])
+def test_a_long_sequence_has_the_same_bits_on_any_number_of_threads(
+    level: str, dtype: str, kv_cache_dtype: str, shape: AttentionShape
+) -> None:
+    """Few rows over many chunks fall to several threads, which leave their parts to the last of them."""
+    results = [
+        long_decode(cpu_ops(level, dtype, threads, kv_cache_dtype=kv_cache_dtype), shape) for threads in (1, 2, 3, 7)
+    ]
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+def test_copy_blocks(kv_cache_dtype: str) -> None:
     shape = AttentionShape(2, 2, 16, 0.25)
-    ops, inputs = cpu_ops(LEVELS[-1], "bfloat16"), model_input()
-    cache = ops.new_cache(120, 16, 2, 16)
+    ops, inputs = cpu_ops(LEVELS[-1], "bfloat16", kv_cache_dtype=kv_cache_dtype), model_input()
+    cache = ops.new_caches(3, 120, 16, 2, 16)[1]
     lay_out(inputs, [(0, 20)], 16)
     qkv = activation(ops, torch.randn(20, 96), _native.DType.float32)
     table = ops.table(cos_sin(400, 16))

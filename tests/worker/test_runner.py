@@ -36,10 +36,9 @@ class OpsExecutor:
         with open_checkpoint(str(path)) as checkpoint:
             loaded = load_model(model, ops, Weights(checkpoint.tensors), scheduler.max_model_len)
         cache = config.cache
-        caches = [
-            ops.new_cache(cache.num_blocks, cache.block_size, model.num_kv_heads, model.head_dim)
-            for _ in range(model.num_layers)
-        ]
+        caches = ops.new_caches(
+            model.num_layers, cache.num_blocks, cache.block_size, model.num_kv_heads, model.head_dim
+        )
         self.runner = Runner(config, ops, loaded, caches)
 
     def execute(self, scheduled: SchedulerOutput) -> StepOutput:
