@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,9 +170,15 @@ def test_a_stopped_engine_is_unhealthy_and_replaced(server: Running, expected: l
         pid = server.engine_pid
         begin = time.monotonic()
         tasks, _ = await disturbed(server, 20, signal.SIGSTOP)
+        # A signal takes effect when its process next gets the processor.
+        await until(lambda: _state(pid) == "T")
         assert (await ask(server.port, "GET", "/health"))[0] == 503
         assert time.monotonic() - begin < 10
         assert [essence(await task) for task in tasks] == expected[:20]
         assert server.engine_pid != pid and (await ask(server.port, "GET", "/health"))[0] == 200
 
     run(main())
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
