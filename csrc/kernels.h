@@ -11,7 +11,7 @@ namespace interleaf {
 
 enum class DType : int32_t { kF32 = 0, kBf16 = 1, kInt8 = 2 };
 
-// How a weight is stored. kInt8: s8 with a scale a column, rotated (see rotation_step) like its activations. The others: 4 or 8 unsigned bits, with a float16 scale for
+// How a weight is stored. kInt8: s8 with a scale a column, rotated (see kRotationRun) like its activations. The others: 4 or 8 unsigned bits, with a float16 scale for
 // every 32 values of a column: weight = scale * (value - zero), zero being 8 or 128; the Min formats have a float16
 // minimum as well: weight = scale * value + minimum.
 enum class Format : int32_t { kInt8 = 0, kGroup4 = 1, kGroup4Min = 2, kGroup8 = 3, kGroup8Min = 4 };
@@ -21,12 +21,13 @@ constexpr int zero_of(Format format) { return format == Format::kGroup4 ? 8 : fo
 constexpr int kGroupSize = 32;
 constexpr int kInt8Depth = 64;  // k of int8 weights is padded to this, the depth of a tile
 
-// What is rounded with one scale for many values is rotated before: values far apart are replaced by their sums and
-// differences, so that a large one is shared out over many (Ashkboos et al. 2024). Each step pairs the halves of all runs
-// of `length`, from k down; it returns the next length, or 0 if no step is left. Products of rotated rows are 2^steps of
-// the products of the rows.
-constexpr int kShortestHalf = 16;
-constexpr int rotation_step(int length) { return length % 2 == 0 && length / 2 >= kShortestHalf ? length / 2 : 0; }
+// What is rounded with one scale for many values is rotated before: values are replaced by their sums and differences, so
+// that a large one is shared out over many (Ashkboos et al. 2024). First halves of the row are paired, then its quarters,
+// as far as these are whole runs of 16; then, within each run, values 8, 4, 2 and 1 apart. A row that is no number of runs
+// stays as it is. A product of rotated rows is the rows' product times 2 for each step.
+constexpr int kRotationRun = 16;
+constexpr bool rotates(int k) { return k % kRotationRun == 0; }
+constexpr int rotation_halvings(int k) { return k % (4 * kRotationRun) == 0 ? 2 : k % (2 * kRotationRun) == 0 ? 1 : 0; }
 
 constexpr int kPanelColumns = 32;   // columns of a weight that lie together
 constexpr int kKeyGroup = 16;       // keys whose scores fill one register

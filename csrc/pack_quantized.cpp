@@ -159,16 +159,21 @@ void pack_group_column(const SourceRow& row, int k, Format format, int panel, in
   }
 }
 
-// See rotation_step; scaled so that products with rotated rows are those with the rows.
+// Pairs values `distance` apart in runs of twice that.
+void pair(float* x, int k, int distance) {
+  for (int run = 0; run < k; run += 2 * distance)
+    for (int i = run; i < run + distance; ++i) {
+      const float a = 0.5f * x[i], b = 0.5f * x[i + distance];
+      x[i] = a + b;
+      x[i + distance] = a - b;
+    }
+}
+
+// See kRotationRun; scaled so that products with rotated rows are those with the rows.
 void rotate(float* x, int k) {
-  int length = k;
-  for (int half; (half = rotation_step(length)) != 0; length = half)
-    for (int run = 0; run < k; run += length)
-      for (int i = run; i < run + half; ++i) {
-        const float a = 0.5f * x[i], b = 0.5f * x[i + half];
-        x[i] = a + b;
-        x[i + half] = a - b;
-      }
+  if (!rotates(k)) return;
+  for (int halving = 1; halving <= rotation_halvings(k); ++halving) pair(x, k, k >> halving);
+  for (int distance = kRotationRun / 2; distance > 0; distance /= 2) pair(x, k, distance);
 }
 
 // One column of signed bytes with one scale. `values` is rotated.

@@ -103,6 +103,17 @@ INTERLEAF_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.
 INTERLEAF_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 INTERLEAF_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 INTERLEAF_INLINE F32x16 operator/(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+// Sums and differences of lanes `distance` apart: in place of the lower lane the sum, of the upper one lower - upper.
+template <int distance>
+INTERLEAF_INLINE F32x16 butterfly(F32x16 x) {
+  __m512 other;
+  if constexpr (distance == 8) other = _mm512_shuffle_f32x4(x.v, x.v, 0x4e);
+  if constexpr (distance == 4) other = _mm512_shuffle_f32x4(x.v, x.v, 0xb1);
+  if constexpr (distance == 2) other = _mm512_permute_ps(x.v, 0x4e);
+  if constexpr (distance == 1) other = _mm512_permute_ps(x.v, 0xb1);
+  constexpr __mmask16 kUpper = distance == 8 ? 0xff00 : distance == 4 ? 0xf0f0 : distance == 2 ? 0xcccc : 0xaaaa;
+  return {_mm512_mask_sub_ps(_mm512_add_ps(x.v, other), kUpper, other, x.v)};
+}
 INTERLEAF_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // 1 / a for a >= 1 within an ulp or so: an estimate and a Newton step, where a division would hold up the unit.
 INTERLEAF_INLINE F32x16 reciprocal(F32x16 a) {
@@ -168,6 +179,20 @@ INTERLEAF_INLINE F32x16 operator+(F32x16 x, F32x16 y) { return {_mm256_add_ps(x.
 INTERLEAF_INLINE F32x16 operator-(F32x16 x, F32x16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 INTERLEAF_INLINE F32x16 operator*(F32x16 x, F32x16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 INTERLEAF_INLINE F32x16 operator/(F32x16 x, F32x16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+template <int distance>
+INTERLEAF_INLINE __m256 butterfly8(__m256 x) {
+  __m256 other;
+  if constexpr (distance == 4) other = _mm256_permute2f128_ps(x, x, 1);
+  if constexpr (distance == 2) other = _mm256_permute_ps(x, 0x4e);
+  if constexpr (distance == 1) other = _mm256_permute_ps(x, 0xb1);
+  constexpr int kUpper = distance == 4 ? 0xf0 : distance == 2 ? 0xcc : 0xaa;
+  return _mm256_blend_ps(_mm256_add_ps(x, other), _mm256_sub_ps(other, x), kUpper);
+}
+template <int distance>
+INTERLEAF_INLINE F32x16 butterfly(F32x16 x) {
+  if constexpr (distance == 8) return {_mm256_add_ps(x.a, x.b), _mm256_sub_ps(x.a, x.b)};
+  else return {butterfly8<distance>(x.a), butterfly8<distance>(x.b)};
+}
 INTERLEAF_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
@@ -214,6 +239,10 @@ INTERLEAF_INLINE F32x16 operator+(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] + 
 INTERLEAF_INLINE F32x16 operator-(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] - y.v[i]); }
 INTERLEAF_INLINE F32x16 operator*(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] * y.v[i]); }
 INTERLEAF_INLINE F32x16 operator/(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] / y.v[i]); }
+template <int distance>
+INTERLEAF_INLINE F32x16 butterfly(F32x16 x) {
+  INTERLEAF_EACH((i & distance) == 0 ? x.v[i] + x.v[i + distance] : x.v[i - distance] - x.v[i]);
+}
 INTERLEAF_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) { INTERLEAF_EACH(x.v[i] * y.v[i] + z.v[i]); }
 INTERLEAF_INLINE F32x16 maximum(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
 INTERLEAF_INLINE F32x16 minimum(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] < y.v[i] ? x.v[i] : y.v[i]); }

@@ -105,10 +105,9 @@ INTERLEAF_INLINE void store_quantized(F32x16 scaled, int zero, uint8_t* y) {
 #endif
 }
 
-// `count` values by one scale; returns the scale.
+// `count` values of which the largest has magnitude `top` by one scale; returns the scale.
 template <typename X>
-INTERLEAF_INLINE float quantize_span(const X* x, int count, int zero, uint8_t* y) {
-  const float top = largest_magnitude(x, count);
+INTERLEAF_INLINE float quantize_up_to(float top, const X* x, int count, int zero, uint8_t* y) {
   const float scale = top > 0.0f && top < 3.4e38f ? top / 127.0f : 1.0f;
   const float inverse = 1.0f / scale;
   int i = 0;
@@ -117,33 +116,48 @@ INTERLEAF_INLINE float quantize_span(const X* x, int count, int zero, uint8_t* y
   return scale;
 }
 
-INTERLEAF_INLINE F32x16 load_some(const float* x, int count) { return count == kLanes ? load(x) : load_partial(x, count); }
-INTERLEAF_INLINE void store_some(float* x, F32x16 a, int count) {
-  if (count == kLanes) return store(x, a);
-  store_partial(x, a, count);
+template <typename X>
+INTERLEAF_INLINE float quantize_span(const X* x, int count, int zero, uint8_t* y) {
+  return quantize_up_to(largest_magnitude(x, count), x, count, zero, y);
 }
 
-// See rotation_step.
-void rotate(float* x, int k) {
-  int length = k;
-  for (int half; (half = rotation_step(length)) != 0; length = half)
-    for (int run = 0; run < k; run += length)
-      for (int i = 0; i < half; i += kLanes) {
-        const int count = lower(kLanes, half - i);
-        float *low = x + run + i, *high = low + half;
-        const F32x16 a = load_some(low, count), b = load_some(high, count);
-        store_some(low, a + b, count);
-        store_some(high, a - b, count);
-      }
+// See kRotationRun. A row of 2^halvings parts, a run of each at a time; returns the largest magnitude. y may be x.
+template <int halvings, typename X>
+INTERLEAF_INLINE float rotate_parts(const X* x, int k, float* y) {
+  constexpr int kParts = 1 << halvings;
+  const int part = k / kParts;
+  F32x16 top = broadcast(0.0f);
+  for (int i = 0; i < part; i += kLanes) {
+    F32x16 run[kParts];
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) run[p] = load(x + p * part + i);
+#pragma GCC unroll 2
+    for (int half = kParts / 2; half > 0; half /= 2)
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; ++p)
+        if ((p & half) == 0) {
+          const F32x16 low = run[p], high = run[p + half];
+          run[p] = low + high;
+          run[p + half] = low - high;
+        }
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      const F32x16 mixed = butterfly<1>(butterfly<2>(butterfly<4>(butterfly<8>(run[p]))));
+      top = maximum(maximum(mixed, broadcast(0.0f) - mixed), top);
+      store(y + p * part + i, mixed);
+    }
+  }
+  return reduce_max(top);
 }
 
 template <typename X>
-INTERLEAF_INLINE float quantize_rotated(const X* x, int k, uint8_t* y, float* row) {
-  int i = 0;
-  for (; i + kLanes <= k; i += kLanes) store(row + i, load(x + i));
-  for (; i < k; ++i) row[i] = to_float(x[i]);
-  rotate(row, k);
-  return quantize_span(row, k, 128, y);
+float rotate(const X* x, int k, float* y) {
+  static_assert(kLanes == kRotationRun);
+  switch (rotation_halvings(k)) {
+    case 2: return rotate_parts<2>(x, k, y);
+    case 1: return rotate_parts<1>(x, k, y);
+    default: return rotate_parts<0>(x, k, y);
+  }
 }
 
 template <typename X>
@@ -153,7 +167,9 @@ void quantize_rows(const QuantizeArgs& args, Range rows, char* scratch) {
     uint8_t* y = args.y + static_cast<ptrdiff_t>(row) * args.k_padded;
     std::memset(y + args.k, 0, static_cast<size_t>(args.k_padded - args.k));
     if (args.format == Format::kInt8) {
-      args.scales[row] = quantize_rotated(x, args.k, y, reinterpret_cast<float*>(scratch));
+      float* rotated = reinterpret_cast<float*>(scratch);
+      args.scales[row] = rotates(args.k) ? quantize_up_to(rotate(x, args.k, rotated), rotated, args.k, 128, y)
+                                         : quantize_span(x, args.k, 128, y);
       continue;
     }
     for (int group = 0; group < args.groups; ++group) {
@@ -366,7 +382,7 @@ void embedding_quantized(const EmbeddingQuantizedArgs& args, int rows, const Wor
   for (int row = part.begin; row < part.end; ++row) {
     float* y = args.y + static_cast<ptrdiff_t>(row) * args.width;
     for (int k = 0; k < args.width; ++k) y[k] = args.scale * weight_at(args.table, args.ids[row], k);
-    if (args.table.format == Format::kInt8) rotate(y, args.width);
+    if (args.table.format == Format::kInt8 && rotates(args.width)) rotate(y, args.width, y);
   }
 }
 

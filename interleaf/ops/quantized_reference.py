@@ -14,6 +14,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 
 GROUP_SIZE = 32
+ROTATION_RUN = 16
 
 
 def round_weight(values: Floats, format: str) -> Floats:
@@ -59,16 +60,20 @@ def round_activation(values: Floats, format: str) -> Floats:
 def rotate(values: Floats) -> tuple[Floats, int]:
     """Rows [n, k] times a matrix of ones and minus ones, and what its square is a multiple of the identity by.
 
-    Values far apart are replaced by their sums and differences, so that a large one is shared out over many before all
-    are rounded with one scale (Ashkboos et al. 2024). Each step pairs the halves of all runs of a length, from k down,
-    while a half has 16 values or more.
+    Values are replaced by their sums and differences, so that a large one is shared out over many before all are
+    rounded with one scale (Ashkboos et al. 2024). First halves of the row are paired, then its quarters, as far as these
+    are whole runs of 16; then, within each run, values 8, 4, 2 and 1 apart. A row that is no number of runs stays as it
+    is.
     """
-    length, factor = values.shape[1], 1
-    while length % 2 == 0 and length // 2 >= 16:
-        runs = values.reshape(len(values), -1, 2, length // 2)
-        values = np.stack([runs[:, :, 0] + runs[:, :, 1], runs[:, :, 0] - runs[:, :, 1]], 2).reshape(len(values), -1)
-        length, factor = length // 2, 2 * factor
-    return values, factor
+    k = values.shape[1]
+    if k % ROTATION_RUN:
+        return values, 1
+    distances = [distance for distance in (k // 2, k // 4) if k % distance == 0 and distance % ROTATION_RUN == 0]
+    distances += [8, 4, 2, 1]
+    for distance in distances:
+        runs = values.reshape(len(values), -1, 2, distance)
+        values = np.stack([runs[:, :, 0] + runs[:, :, 1], runs[:, :, 0] - runs[:, :, 1]], 2).reshape(len(values), k)
+    return values, 2 ** len(distances)
 
 
 def _grouped(values: Floats) -> Floats:
