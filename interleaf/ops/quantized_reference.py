@@ -61,9 +61,9 @@ def rotate(values: Floats) -> tuple[Floats, int]:
     """Rows [n, k] times a matrix of ones and minus ones, and what its square is a multiple of the identity by.
 
     Values are replaced by their sums and differences, so that a large one is shared out over many before all are
-    rounded with one scale (Ashkboos et al. 2024). First halves of the row are paired, then its quarters, as far as these
-    are whole runs of 16; then, within each run, values 8, 4, 2 and 1 apart. A row that is no number of runs stays as it
-    is.
+    rounded with one scale (Ashkboos et al. 2024). First halves of the row are paired, then its quarters, as far as
+    these are whole runs of 16; then, within each run, values 8, 4, 2 and 1 apart. A row that is no number of runs stays
+    as it is.
     """
     k = values.shape[1]
     if k % ROTATION_RUN:
