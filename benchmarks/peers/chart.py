@@ -34,7 +34,7 @@ def _panel(axis: Any, title: str, results: list[dict[str, Any]]) -> None:
         ratios = [_ratio(one, name) for one in results]
         positions = [number + (place - (len(names) - 1) / 2) * width for number in range(len(results))]
         bars = axis.bar(positions, ratios, width * 0.92, label=name, color=COLOURS[name])
-        axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
+        axis.bar_label(bars, [f"{ratio:.1f}" if ratio else "" for ratio in ratios], fontsize=7, padding=1)
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(results)), [one["workload"] for one in results], fontsize=8)
     axis.set_ylabel("times as fast", fontsize=8)
@@ -45,6 +45,7 @@ def _panel(axis: Any, title: str, results: list[dict[str, Any]]) -> None:
 
 
 def _ratio(result: dict[str, Any], name: str) -> float:
+    """0 where the peer was not measured."""
     seconds = result["seconds"]
     if name not in seconds:
         return 0.0
