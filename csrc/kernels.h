@@ -11,8 +11,8 @@ namespace interleaf {
 
 enum class DType : int32_t { kF32 = 0, kBf16 = 1, kInt8 = 2 };
 
-// How a weight is stored. kInt8: s8 with a scale a column, rotated (see kRotationRun) like its activations. The others: 4 or 8 unsigned bits, with a float16 scale for
-// every 32 values of a column: weight = scale * (value - zero), zero being 8 or 128; the Min formats have a float16
+// How a weight is stored. kInt8: s8 with a scale a column, rotated (see kRotationRun) like its activations. The others:
+// 4 or 8 unsigned bits, with a float16 scale for every 32 values of a column: weight = scale * (value - zero), zero being 8 or 128; the Min formats have a float16
 // minimum as well: weight = scale * value + minimum.
 enum class Format : int32_t { kInt8 = 0, kGroup4 = 1, kGroup4Min = 2, kGroup8 = 3, kGroup8Min = 4 };
 constexpr bool has_nibbles(Format format) { return format == Format::kGroup4 || format == Format::kGroup4Min; }

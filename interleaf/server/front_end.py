@@ -94,7 +94,7 @@ def _exactly(file: Any, length: int) -> bytes:
 def _path(kind: type, value: Any) -> Any:
     if kind is Path:
         return Path(value)
-    raise NotImplementedError
+    raise NotImplementedError(f"{kind.__name__} has no form on the wire")
 
 
 class Orders:
