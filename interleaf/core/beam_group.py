@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from interleaf.config import CacheConfig, SchedulerConfig
 from interleaf.core.beam import BeamSearch, num_candidates
 from interleaf.core.kv_manager import KVManager
-from interleaf.core.request import Request, RequestGroup, RequestStatus
-from interleaf.errors import ParameterError, PromptTooLongError
+from interleaf.core.request import Request, RequestGroup
 from interleaf.messages import BeamCandidates, EngineOutput, FinishReason
-from interleaf.params import SamplingParams
 
 
 @dataclass(slots=True)
@@ -129,43 +126,9 @@ class BeamGroup:
         child = self._group.new_sequence(self._num_sequences)
         self._num_sequences += 1
         kv.fork(parent, child)
-        child.status = RequestStatus.RUNNING
         child.num_computed_tokens = parent.num_computed_tokens
         child.num_cached_tokens = parent.num_cached_tokens
         child.output_token_ids = [*parent.output_token_ids, token]
         if child.grammar is not None:
             child.grammar.accept(child.output_token_ids)
         return child
-
-
-def longest_beam(params: SamplingParams, num_prompt_tokens: int, cache: CacheConfig) -> int:
-    """Tokens of prompt and output that all beams can have at once; the full blocks of the prompt are shared.
-
-    The last token of a text needs no place in the cache. What windows save is left out of account.
-    """
-    assert params.beam is not None
-    shared = num_prompt_tokens // cache.block_size
-    own = (cache.num_blocks // len(cache.layout.windows) - shared) // params.beam.width
-    return (shared + own) * cache.block_size + 1 if own > 0 else 0
-
-
-def check_beams(params: SamplingParams, num_prompt_tokens: int, scheduler: SchedulerConfig, cache: CacheConfig) -> None:
-    """
-    Raises:
-        ParameterError: there can never be so many beams.
-        PromptTooLongError: there is no room for them behind the prompt.
-    """
-    assert params.beam is not None
-    width = params.beam.width
-    if width > scheduler.max_num_seqs:
-        raise ParameterError(
-            f"beam_width is {width}, but at most {scheduler.max_num_seqs} sequences run at once: lower it or raise "
-            f"--max-num-seqs.",
-            "beam_width",
-        )
-    if longest_beam(params, num_prompt_tokens, cache) <= num_prompt_tokens:
-        raise PromptTooLongError(
-            f"The KV cache of {cache.num_slots} tokens has no room for {width} beams behind a prompt of "
-            f"{num_prompt_tokens} tokens: shorten it, lower beam_width or raise --kv-cache-memory-bytes.",
-            "prompt",
-        )

@@ -7,16 +7,18 @@ its total, within a budget of tokens a step. See docs/scheduling.md.
 from __future__ import annotations
 
 import copy
-from bisect import bisect_left, insort
-from operator import attrgetter
 
 from interleaf.config import CacheConfig, SchedulerConfig
-from interleaf.core.beam_group import BeamGroup, check_beams, longest_beam
+from interleaf.core.beam_group import BeamGroup
+from interleaf.core.beam_searches import BeamSearches
+from interleaf.core.drafts import Drafts
 from interleaf.core.grouped_kv_manager import GroupedKVManager
 from interleaf.core.kv_manager import KVManager
-from interleaf.core.request import Request, RequestGroup, RequestStatus
+from interleaf.core.request import Request, RequestGroup
+from interleaf.core.room import check_room, longest_beam
+from interleaf.core.sequences import Sequences
 from interleaf.core.structured import Grammar, MaskRequest
-from interleaf.errors import PromptTooLongError, RequestError
+from interleaf.errors import RequestError
 from interleaf.messages import (
     EngineOutput,
     EngineRequest,
@@ -26,18 +28,13 @@ from interleaf.messages import (
     StepOutput,
 )
 
-MAX_FORCED_DRAFTS = 32
-"""Of a sequence in a step."""
-
-policy_order = attrgetter("order")
-
 
 class Scheduler:
     """Owns every unfinished sequence; `schedule` and `update` take turns.
 
-    `_running` and `_waiting` are sorted by `Request.order`. So whoever is preempted is the last
-    of `_running`, never one that this step has already scheduled, and a preempted sequence goes
-    back to the front of `_waiting`.
+    Running and waiting sequences are sorted by `Request.order`. So whoever is preempted is the last
+    of those that run, never one that this step has already scheduled, and a preempted sequence goes
+    back to the front of those that wait.
 
     A sequence that outgrows the whole pool ends with `FinishReason.LENGTH`, as it does at
     max_model_len: whatever else runs, so that its output does not depend on its neighbours. Hence
@@ -47,25 +44,15 @@ class Scheduler:
     def __init__(self, scheduler_config: SchedulerConfig, cache_config: CacheConfig) -> None:
         self._config = scheduler_config
         self._cache_config = cache_config
-        self._capacity = cache_config.num_slots
-        self._max_total_tokens = min(scheduler_config.max_model_len, self._capacity + 1)
-        self._kv = KVManager(cache_config) if cache_config.layout.is_plain else GroupedKVManager(cache_config)
-        self._groups: dict[str, RequestGroup] = {}
-        self._sequences: dict[str, Request] = {}
-        self._running: list[Request] = []
-        self._waiting: list[Request] = []
-        self._removed_sequence_ids: list[str] = []
-        self._beam_groups: dict[str, RequestGroup] = {}
-        """Requests with beam search that run."""
-        self._new_beams: list[Request] = []
-        self._picked: list[tuple[Request, int]] = []
-        self._num_arrivals = 0
-        self._drafts: dict[str, list[int]] = {}
-        """Guesses at the next tokens of sequences, from the last step's results."""
-        self._num_structured = 0
-        self._forced: set[str] = set()
-        """Sequences whose drafts in this step are no guesses."""
+        self._max_total_tokens = min(scheduler_config.max_model_len, cache_config.num_slots + 1)
         self._stats = SchedulerStats(num_blocks=cache_config.num_blocks)
+        self._num_arrivals = 0
+        self._kv = KVManager(cache_config) if cache_config.layout.is_plain else GroupedKVManager(cache_config)
+        self._sequences = Sequences(self._kv)
+        self._searches = BeamSearches(self._sequences, self._kv)
+        self._drafts = Drafts(
+            self._sequences, self._kv, scheduler_config.max_num_batched_tokens, self._max_total_tokens, self._stats
+        )
         assert scheduler_config.enable_chunked_prefill or (
             scheduler_config.max_num_batched_tokens >= scheduler_config.max_model_len
         ), "without chunked prefill every prompt must fit in one step"
@@ -80,42 +67,42 @@ class Scheduler:
             RequestError: the prompt is empty, or `resumed_token_ids` does not match `n`.
             PromptTooLongError: the prompt leaves no room for a token, in the context or the cache.
         """
-        self._check(engine_request)
-        params = engine_request.params
+        params, resumed = engine_request.params, engine_request.resumed_token_ids
+        assert engine_request.request_id not in self._sequences.groups, "request ids are unique"
+        check_room(engine_request, self._config, self._cache_config)
+        if resumed and len(resumed) != params.n:
+            raise RequestError(f"resumed_token_ids has {len(resumed)} lists for n={params.n} sequences.")
         priority = engine_request.priority if self._config.policy == "priority" else 0
         group = RequestGroup(engine_request, priority, self._num_arrivals, grammar=grammar)
         self._num_arrivals += 1
-        if any(engine_request.resumed_token_ids or ()):
+        if any(resumed or ()):
             self._add_resumed(group)
             return
         if params.prompt_logprobs is not None:
             group.prompt_logprobs = []
-        self._groups[engine_request.request_id] = group
         if params.beam is not None:
             longest = longest_beam(params, len(engine_request.prompt_token_ids), self._cache_config)
             group.beam = BeamGroup(group, min(self._max_total_tokens, longest))
-            self._enqueue(group.beam.beams[0])
+            self._sequences.enqueue(group.beam.beams[0])
             return
         group.has_pending_forks = params.n > 1
-        self._enqueue(group.new_sequence(0))
+        self._sequences.enqueue(group.new_sequence(0))
 
     def abort(self, request_ids: list[str]) -> None:
         """End whole requests, with all their sequences. Unknown ids are ignored."""
         for request_id in request_ids:
-            group = self._groups.get(request_id)
+            group = self._sequences.groups.get(request_id)
             if group is not None:
-                group.has_pending_forks = False
-                for request in list(group.sequences.values()):
-                    self._retire(request)
+                self._sequences.end(group)
 
     def abort_sequences(self, sequence_ids: list[str]) -> None:
         """End single sequences; their siblings go on. Unknown ids, and those of beams, are ignored."""
         for sequence_id in sequence_ids:
-            request = self._sequences.get(sequence_id)
+            request = self._sequences.by_id.get(sequence_id)
             if request is not None and request.group.beam is None:
                 if request.group.has_pending_forks:
                     self._queue_forks(request.group, 1)
-                self._retire(request)
+                self._sequences.retire(request)
 
     def schedule(self) -> SchedulerOutput:
         """Choose the tokens of the next step. Call while `has_unfinished()`."""
@@ -125,22 +112,20 @@ class Scheduler:
         reserved = self._schedule_running(output)
         if self._stats.num_preemptions == num_preemptions:
             self._schedule_waiting(output, reserved)
-        self._schedule_drafts(output)
-        output.removed_sequence_ids = self._removed_sequence_ids
-        self._removed_sequence_ids = []
-        if self._new_beams or self._picked:
-            self._tell_beams(output)
+        self._drafts.schedule(output)
+        output.removed_sequence_ids = self._sequences.take_removed_ids()
+        self._searches.tell(output)
         return output
 
     def masks_wanted(self, scheduled: SchedulerOutput) -> list[MaskRequest]:
         """The sequences with a grammar that will sample in a step."""
-        if not self._num_structured:
+        if not self._sequences.num_structured:
             return []
         forks = (new.sequence_id for new in scheduled.new_requests if new.fork_of is not None)
         return [
             MaskRequest(sequence_id, request.grammar, scheduled.draft_token_ids.get(sequence_id, []))
             for sequence_id in (*scheduled.num_scheduled_tokens, *forks)
-            if (request := self._sequences[sequence_id]).grammar is not None
+            if (request := self._sequences.by_id[sequence_id]).grammar is not None
             and request.num_computed_tokens + scheduled.num_scheduled_tokens.get(sequence_id, 0) == request.num_tokens
         ]
 
@@ -151,7 +136,7 @@ class Scheduler:
         """
         assert scheduler_output.step == step_output.step, "steps are updated in the order they were scheduled"
         outputs: list[EngineOutput] = []
-        sequences = self._sequences
+        sequences = self._sequences.by_id
         for sequence_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
             request = sequences.get(sequence_id)
             if request is not None:
@@ -159,23 +144,20 @@ class Scheduler:
                 num_drafts = len(scheduler_output.draft_token_ids.get(sequence_id, ()))
                 self._collect(request, step_output, outputs, num_drafts)
                 if num_drafts:
-                    self._kv.trim(request)
-                    if sequence_id not in self._forced:
-                        self._count_drafts(num_drafts, len(step_output.sampled_token_ids[sequence_id]) - 1)
+                    self._drafts.tried(request, num_drafts, len(step_output.sampled_token_ids[sequence_id]) - 1)
         for new in scheduler_output.new_requests:
             if new.fork_of is not None and new.sequence_id in sequences:
                 self._collect(sequences[new.sequence_id], step_output, outputs)
-        self._drafts = step_output.draft_token_ids
-        self._forced.clear()
+        self._drafts.guessed(step_output.draft_token_ids)
         return outputs
 
     def has_unfinished(self) -> bool:
         """Whether any sequence runs or waits. Removals that the worker has not seen don't count."""
-        return bool(self._sequences)
+        return bool(self._sequences.by_id)
 
     def has_request(self, request_id: str) -> bool:
         """Whether any sequence of the request is unfinished."""
-        return request_id in self._groups
+        return request_id in self._sequences.groups
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes; False, and nothing done, while any block is in use."""
@@ -183,8 +165,8 @@ class Scheduler:
 
     def suspend(self) -> None:
         """Let go of all blocks, whose contents are about to be lost: running sequences wait to be recomputed."""
-        while self._running:
-            self._preempt(self._running[-1])
+        while self._sequences.running:
+            self._preempt(self._sequences.running[-1])
         self._kv.reset_prefix_cache()
 
     def block_map(self) -> bytes:
@@ -193,54 +175,18 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """Gauges and counters as of now; costs one visit to each running sequence."""
-        self._stats.num_running = len(self._running)
-        self._stats.num_waiting = len(self._waiting)
+        self._stats.num_running = len(self._sequences.running)
+        self._stats.num_waiting = len(self._sequences.waiting)
         self._stats.num_free_blocks = self._kv.pool.num_free
-        self._stats.num_used_token_slots = self._kv.num_used_token_slots(self._running)
+        self._stats.num_used_token_slots = self._kv.num_used_token_slots(self._sequences.running)
         stats = copy.copy(self._stats)
         stats.num_accepted_tokens_per_pos = self._stats.num_accepted_tokens_per_pos.copy()
         return stats
 
     def check_invariants(self) -> None:
         """Assert that queues, groups and blocks agree; for tests, and for an idle engine."""
-        assert self._running == sorted(self._running, key=policy_order)
-        assert self._waiting == sorted(self._waiting, key=policy_order)
-        assert len(self._running) <= self._config.max_num_seqs
-        assert all(request.status is RequestStatus.RUNNING for request in self._running)
-        assert all(request.status is RequestStatus.WAITING for request in self._waiting)
-        for request in self._waiting:
-            assert not (request.block_ids or request.num_computed_tokens or request.num_committed_blocks)
-        alive = {request.sequence_id: request for request in self._running + self._waiting}
-        assert alive == self._sequences and len(alive) == len(self._running) + len(self._waiting)
-        grouped = [request for group in self._groups.values() for request in group.sequences.values()]
-        assert len(grouped) == len(alive) and all(alive[request.sequence_id] is request for request in grouped)
-        assert all(group.sequences for group in self._groups.values())
-        self._kv.check_invariants(self._running)
-
-    def _check(self, engine_request: EngineRequest) -> None:
-        num_prompt_tokens = len(engine_request.prompt_token_ids)
-        resumed = engine_request.resumed_token_ids
-        assert engine_request.request_id not in self._groups, "request ids are unique"
-        if num_prompt_tokens == 0:
-            raise RequestError("The prompt is empty: send at least one token.", "prompt")
-        if resumed and len(resumed) != engine_request.params.n:
-            raise RequestError(f"resumed_token_ids has {len(resumed)} lists for n={engine_request.params.n} sequences.")
-        if engine_request.params.beam is not None:
-            check_beams(engine_request.params, num_prompt_tokens, self._config, self._cache_config)
-        # A prompt whose hidden states are pooled may fill the context; any other must leave room for a token.
-        num_tokens = num_prompt_tokens + (engine_request.pooling is None)
-        if num_tokens > self._config.max_model_len:
-            raise PromptTooLongError(
-                f"The prompt has {num_prompt_tokens} tokens, which leaves no room for output in the context of "
-                f"{self._config.max_model_len}: shorten it or raise --max-model-len.",
-                "prompt",
-            )
-        if num_tokens > self._capacity:
-            raise PromptTooLongError(
-                f"The prompt has {num_prompt_tokens} tokens, which leaves no room for output in the KV cache of "
-                f"{self._capacity}: shorten it or raise --kv-cache-memory-bytes.",
-                "prompt",
-            )
+        assert len(self._sequences.running) <= self._config.max_num_seqs
+        self._sequences.check_invariants()
 
     def _add_resumed(self, group: RequestGroup) -> None:
         """Queue what is left of a replayed request.
@@ -255,18 +201,11 @@ class Scheduler:
             if request.output_token_ids and request.stop_reason(self._max_total_tokens) is not None:
                 del group.sequences[index]
             else:
-                self._groups[source.request_id] = group
-                self._enqueue(request)
-
-    def _enqueue(self, request: Request) -> None:
-        assert request.sequence_id not in self._sequences, "sequence ids are unique"
-        self._sequences[request.sequence_id] = request
-        self._num_structured += request.grammar is not None
-        insort(self._waiting, request, key=policy_order)
+                self._sequences.enqueue(request)
 
     def _schedule_running(self, output: SchedulerOutput) -> int:
         """Schedule running sequences in order; return the blocks that their prompts still need."""
-        running = self._running
+        running = self._sequences.running
         scheduled = output.num_scheduled_tokens
         budget = self._config.max_num_batched_tokens
         threshold = self._config.long_prefill_token_threshold or budget
@@ -305,8 +244,8 @@ class Scheduler:
         What is needed changes with each preemption: a shared block may become the sequence's own.
         """
         while (needed := self._kv.num_blocks_needed(request, num_tokens)) > self._kv.pool.num_free:
-            assert len(self._running) > 1, "a sequence that runs alone fits in the pool"
-            victim = self._running[-1]
+            assert len(self._sequences.running) > 1, "a sequence that runs alone fits in the pool"
+            victim = self._sequences.running[-1]
             self._preempt(victim)
             if victim is request:
                 return False
@@ -321,49 +260,20 @@ class Scheduler:
         if len(beam.beams) == 1 or len(missing) * self._kv.blocks_per_entry <= self._kv.pool.num_free:
             return True
         while self._kv.num_blocks_needed_together(missing) > self._kv.pool.num_free:
-            victim = self._running[-1]
+            victim = self._sequences.running[-1]
             self._preempt(victim)
             if victim.group.beam is beam:
                 return False
         return True
 
-    def _tell_beams(self, output: SchedulerOutput) -> None:
-        """Let the worker know what the last round did to beams that still run."""
-        untold = {one.sequence_id for one in self._new_beams if one.status is not RequestStatus.RUNNING}
-        output.removed_sequence_ids = [name for name in output.removed_sequence_ids if name not in untold]
-        output.new_requests += [one.as_new_request() for one in self._new_beams if one.status is RequestStatus.RUNNING]
-        output.picked_token_ids = {
-            one.sequence_id: token for one, token in self._picked if one.status is RequestStatus.RUNNING
-        }
-        self._new_beams, self._picked = [], []
-
-    def _restart_beams(self, group: RequestGroup, beam: BeamGroup) -> None:
-        """All beams of a request go, and the search waits to begin anew: its result is the same."""
-        first = beam.beams[0]
-        entries = {block for one in beam.beams for block in one.block_ids}
-        beam.least_blocks = len(entries) * self._kv.blocks_per_entry
-        for one in beam.beams:
-            self._stop_running(one)
-            one.status = RequestStatus.FINISHED
-            del self._sequences[one.sequence_id]
-            self._num_structured -= one.grammar is not None
-        group.sequences.clear()
-        del self._beam_groups[group.source.request_id]
-        request = beam.start()
-        request.num_preemptions, request.num_cached_tokens = first.num_preemptions + 1, first.num_cached_tokens
-        self._stats.num_preemptions += 1
-        self._enqueue(request)
-
     def _preempt(self, request: Request) -> None:
         """Back to the waiting queue without blocks, to be recomputed from its tokens."""
-        if request.group.beam is not None:
-            self._restart_beams(request.group, request.group.beam)
-            return
-        self._stop_running(request)
-        request.status = RequestStatus.WAITING
-        request.num_preemptions += 1
         self._stats.num_preemptions += 1
-        insort(self._waiting, request, key=policy_order)
+        if request.group.beam is not None:
+            self._searches.restart(request.group)
+        else:
+            request.num_preemptions += 1
+            self._sequences.requeue(request)
 
     def _schedule_waiting(self, output: SchedulerOutput, reserved: int) -> None:
         """Admit waiting sequences in order, up to the first that can't be.
@@ -373,11 +283,11 @@ class Scheduler:
         """
         config = self._config
         block_size = self._kv.block_size
-        while self._waiting and self._num_free_seats():
+        while self._sequences.waiting and self._num_free_seats():
             budget = config.max_num_batched_tokens - output.total_num_scheduled_tokens
             if not budget:
                 break
-            request = self._waiting[0]
+            request = self._sequences.waiting[0]
             cached = self._kv.cached_prefix(request)
             left = request.num_tokens - len(cached) * block_size
             if not config.enable_chunked_prefill:
@@ -388,17 +298,12 @@ class Scheduler:
                 break
             if request.group.beam is not None and not self._can_begin(request.group.beam, reserved):
                 break
-            del self._waiting[0]
             self._admit(request, cached, num_tokens, output)
             reserved += self._kv.num_blocks_missing(request, request.num_computed_tokens + num_tokens)
 
     def _num_free_seats(self) -> int:
         """Sequences that may still start; beams that may yet come have theirs."""
-        seats = self._config.max_num_seqs - len(self._running)
-        for group in self._beam_groups.values():
-            assert group.beam is not None
-            seats -= group.beam.width - len(group.sequences)
-        return seats
+        return self._config.max_num_seqs - len(self._sequences.running) - self._searches.num_promised_seats()
 
     def _can_begin(self, beam: BeamGroup, reserved: int) -> bool:
         """Whether all beams find a seat, and those that were preempted the blocks that they had."""
@@ -406,10 +311,9 @@ class Scheduler:
 
     def _admit(self, request: Request, cached: list[int], num_tokens: int, output: SchedulerOutput) -> None:
         self._kv.admit(request, cached, num_tokens)
-        request.status = RequestStatus.RUNNING
-        insort(self._running, request, key=policy_order)
+        self._sequences.start_first()
         if request.group.beam is not None:
-            self._beam_groups[request.group.source.request_id] = request.group
+            self._searches.started(request.group)
         if request.num_preemptions == 0:
             self._count_first_admission(request)
         output.new_requests.append(request.as_new_request())
@@ -438,12 +342,9 @@ class Scheduler:
         for index in range(1, 1 + num_started):
             child = group.new_sequence(index)
             self._kv.fork(parent, child)
-            child.status = RequestStatus.RUNNING
             child.num_computed_tokens = child.num_prompt_tokens
             child.num_cached_tokens = parent.num_cached_tokens
-            self._sequences[child.sequence_id] = child
-            self._num_structured += child.grammar is not None
-            insort(self._running, child, key=policy_order)
+            self._sequences.add_running(child)
             output.new_requests.append(child.as_new_request(fork_of=parent.sequence_id))
         self._queue_forks(group, 1 + num_started)
 
@@ -451,52 +352,7 @@ class Scheduler:
         """Make pending forks from index `first` on ordinary waiting sequences."""
         group.has_pending_forks = False
         for index in range(first, group.source.params.n):
-            self._enqueue(group.new_sequence(index))
-
-    def _schedule_drafts(self, output: SchedulerOutput) -> None:
-        """Try drafts with what budget and blocks everybody else leaves; nobody is preempted for them."""
-        if self._num_structured:
-            self._draft_by_grammar(output)
-        for sequence_id, drafts in self._drafts.items():
-            num_tokens = output.num_scheduled_tokens.get(sequence_id, 0)
-            request = self._sequences.get(sequence_id)
-            if not num_tokens or request is None or request.num_computed_tokens + num_tokens < request.num_tokens:
-                continue
-            budget = self._config.max_num_batched_tokens - output.total_num_scheduled_tokens
-            num_drafts = min(len(drafts), budget, request.room_for_drafts(self._max_total_tokens))
-            if num_drafts <= 0:
-                continue
-            num_drafts, start = self._kv.extend(request, num_tokens, num_drafts)
-            if start < len(request.block_ids):
-                output.block_table_updates += self._kv.table_updates(request, start)
-            if num_drafts:
-                output.draft_token_ids[sequence_id] = drafts[:num_drafts]
-                output.total_num_scheduled_tokens += num_drafts
-        self._drafts = {}
-
-    def _draft_by_grammar(self, output: SchedulerOutput) -> None:
-        """Drafts of sequences with a grammar: the tokens that it forces, else what it lets through of the guesses."""
-        for sequence_id in output.num_scheduled_tokens:
-            request = self._sequences[sequence_id]
-            # Behind a prompt, blocks may be shared with forks that write there too.
-            if request.grammar is None or not request.output_token_ids or request.group.beam is not None:
-                continue
-            forced = [] if request.group.source.params.speculative is False else request.grammar.forced()
-            if forced:
-                self._drafts[sequence_id] = forced[:MAX_FORCED_DRAFTS]
-                self._forced.add(sequence_id)
-            elif sequence_id in self._drafts:
-                self._drafts[sequence_id] = request.grammar.fitting(self._drafts[sequence_id])
-
-    def _count_drafts(self, num_drafts: int, num_accepted: int) -> None:
-        stats = self._stats
-        stats.num_drafts += 1
-        stats.num_draft_tokens += num_drafts
-        stats.num_accepted_tokens += num_accepted
-        by_position = stats.num_accepted_tokens_per_pos
-        by_position += [0] * (num_drafts - len(by_position))
-        for position in range(num_accepted):
-            by_position[position] += 1
+            self._sequences.enqueue(group.new_sequence(index))
 
     def _collect(
         self, request: Request, step_output: StepOutput, outputs: list[EngineOutput], num_drafts: int = 0
@@ -517,7 +373,9 @@ class Scheduler:
             return
         if request.group.beam is not None:
             if request.group.beam.report(request, step_output.candidates[sequence_id]):
-                self._advance_beams(request.group, request.group.beam, outputs)
+                news = self._searches.advance(request.group)
+                self._stats.num_generation_tokens += sum(len(output.new_token_ids) for output in news)
+                outputs += news
             return
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
@@ -547,12 +405,12 @@ class Scheduler:
             output.prompt_logprobs, request.group.prompt_logprobs = request.group.prompt_logprobs, None
         if stop is not None:
             output.finish_reason, output.stop_reason = stop
-            self._retire(request)
+            self._sequences.retire(request)
         outputs.append(output)
 
     def _finish_pooling(self, request: Request, pooled: list[float]) -> EngineOutput:
         """The end of a sequence that samples nothing."""
-        self._retire(request)
+        self._sequences.retire(request)
         return EngineOutput(
             request.group.source.request_id,
             request.index,
@@ -567,36 +425,12 @@ class Scheduler:
         group = request.group
         if group.beam is not None:
             outputs += group.beam.errors(error)
-            self.abort([group.source.request_id])
+            self._sequences.end(group)
             return
-        self._retire(request)
+        self._sequences.retire(request)
         outputs.append(
             EngineOutput(group.source.request_id, request.index, [], finish_reason=FinishReason.ERROR, error=error)
         )
-
-    def _advance_beams(self, group: RequestGroup, beam: BeamGroup, outputs: list[EngineOutput]) -> None:
-        """All beams have reported: let them fork and go, or end the request."""
-        played = beam.advance(self._kv)
-        if played is None:
-            news = beam.outputs()
-            news[0].prompt_logprobs, group.prompt_logprobs = group.prompt_logprobs, None
-            for output in news:
-                output.num_cached_tokens = beam.beams[0].num_cached_tokens
-                self._stats.num_generation_tokens += len(output.new_token_ids)
-            outputs += news
-            self.abort([group.source.request_id])
-            return
-        if beam.length == 1:
-            # Nothing is told before the end, but that the search has begun.
-            outputs.append(EngineOutput(group.source.request_id, 0, []))
-        for request in played.forks:
-            self._sequences[request.sequence_id] = request
-            self._num_structured += request.grammar is not None
-            insort(self._running, request, key=policy_order)
-        for request in played.dropped:
-            self._retire(request)
-        self._new_beams += played.forks
-        self._picked += played.picked
 
     def _gather_prompt_logprobs(self, request: Request, step_output: StepOutput) -> None:
         """Append a chunk's entries behind those there are; a recomputed prompt brings some again."""
@@ -606,23 +440,3 @@ class Scheduler:
             known = len(gathered) + 1 - start
             assert known >= 0, "chunks of prompt logprobs leave no gap"
             gathered.extend(entries[known:])
-
-    def _retire(self, request: Request) -> None:
-        """Let go of a sequence that has ended."""
-        if request.status is RequestStatus.RUNNING:
-            self._stop_running(request)
-        else:
-            del self._waiting[bisect_left(self._waiting, request.order, key=policy_order)]
-        request.status = RequestStatus.FINISHED
-        group = request.group
-        del self._sequences[request.sequence_id]
-        self._num_structured -= request.grammar is not None
-        del group.sequences[request.index]
-        if not group.sequences:
-            del self._groups[group.source.request_id]
-            self._beam_groups.pop(group.source.request_id, None)
-
-    def _stop_running(self, request: Request) -> None:
-        del self._running[bisect_left(self._running, request.order, key=policy_order)]
-        self._removed_sequence_ids.append(request.sequence_id)
-        self._kv.free(request)

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from interleaf.config import EngineConfig
-from interleaf.core.beam_group import check_beams
+from interleaf.core.room import check_beams
 from interleaf.errors import CorruptCheckpointError, GrammarError, ParameterError, PromptTooLongError, RequestError
 from interleaf.frontend.grammar import SUBJECTS, grammar_source
 from interleaf.frontend.grammar_check import GrammarChecker

@@ -189,7 +189,7 @@ class Traffic(RuleBasedStateMachine):
 
     def check_stats(self):
         filled = {}
-        for request in self.scheduler._running:
+        for request in self.scheduler._sequences.running:
             for table in (request.block_ids, *request.more_tables):
                 for position in range(request.num_computed_tokens):
                     filled.setdefault(table[position // BLOCK_SIZE], set()).add(position % BLOCK_SIZE)
