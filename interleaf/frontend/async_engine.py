@@ -1,6 +1,6 @@
 """AsyncEngine: generation for asyncio programs, by an engine in a process of its own.
 
-The front end keeps each unfinished request and what it has brought. So when the engine dies, the
+`OpenRequests` keeps each unfinished request and what it has brought. So when the engine dies, the
 next one is given the requests together with their tokens, and goes on behind them: callers see a
 pause, then the same tokens.
 """
@@ -9,45 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import msgspec
-
 from interleaf.config import EngineArgs, EngineConfig, engine_args
 from interleaf.engine.remote import Answer, Connection
 from interleaf.errors import (
-    DeadlineExceededError,
     EngineDeadError,
-    EngineRestartingError,
     InterleafError,
-    RequestFailedError,
 )
 from interleaf.frontend.admission import Admission
 from interleaf.frontend.beam_search import request_params
-from interleaf.frontend.board import Seat, Tally
+from interleaf.frontend.board import Seat
 from interleaf.frontend.metrics import EngineMetrics
-from interleaf.frontend.output import OutputProcessor, RequestState, sequence_id
+from interleaf.frontend.open_requests import OpenRequests, restarting
 from interleaf.frontend.processor import ProcessedRequest, Processor, Prompt, PromptDict, RequestInput
-from interleaf.frontend.recovery import Recovery
 from interleaf.frontend.supervisor import Supervisor, SupervisorOptions, computes_nothing
 from interleaf.frontend.tracing import RequestTracer
 from interleaf.messages import (
-    AbortRequests,
-    AbortSequences,
-    EngineOutputs,
-    EngineRequest,
     FinishReason,
-    Ready,
     SchedulerStats,
 )
 from interleaf.observe import get_logger
 from interleaf.outputs import EmbeddingRequestOutput, RequestOutput
-from interleaf.params import BeamSearchParams, PoolingParams, RequestOutputKind, RequestParams, SamplingParams
+from interleaf.params import BeamSearchParams, PoolingParams, RequestParams, SamplingParams
 from interleaf.worker.logits.custom import importable, load_custom
 
 if TYPE_CHECKING:
@@ -63,52 +51,6 @@ INLINE_TOKENS = 16384
 HEALTH_SAMPLE_SECONDS = 0.5
 TURN_SECONDS = 0.05
 """Until it is looked again whether another front end is through with its suspects."""
-
-
-class _Stream:
-    """One request on its way: what it was, what it has brought, and who waits for it.
-
-    News are not queued: they are noted, and told when the caller comes for them, all that there are
-    by then in one output. So a slow caller costs no memory.
-    """
-
-    def __init__(
-        self, processed: ProcessedRequest, state: RequestState, trace_headers: Mapping[str, str] | None
-    ) -> None:
-        self.request: EngineRequest = processed.engine_request
-        self.trace_headers = trace_headers
-        self.external_id = processed.external_id
-        self.state = state
-        self.started = False
-        self.error: InterleafError | None = None
-        self._changed: set[int] = set()
-        self._news = asyncio.Event()
-
-    def notify(self, indices: list[int]) -> None:
-        """The sequences `indices` have something to tell."""
-        self._changed.update(indices)
-        self._news.set()
-
-    def fail(self, error: InterleafError) -> None:
-        """Let the caller have this error."""
-        self.error = error
-        self._news.set()
-
-    async def next_output(self) -> RequestOutput:
-        """Wait for something to tell.
-
-        Raises:
-            InterleafError: what `fail` was given.
-        """
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            if self.error is not None:
-                raise self.error
-            changed, self._changed = self._changed, set()
-            output = self.state.output(changed)
-            if output is not None:
-                return output
 
 
 class AsyncEngine:
@@ -147,29 +89,15 @@ class AsyncEngine:
         args = engine_args(options) if args is None else args
         self._args = replace(args, logits_processors=importable(args.logits_processors))
         self._seat = seat or Seat()
-        self._admission = Admission(max_num_queued_reqs, max_num_queued_tokens, self._seat)
-        self._served_model_name = served_model_name
         self._tracer = None if otlp_traces_endpoint is None else RequestTracer(otlp_traces_endpoint)
+        admission = Admission(max_num_queued_reqs, max_num_queued_tokens, self._seat)
+        self._requests = OpenRequests(admission, self._seat, self._tracer, served_model_name)
         self._attached_to = address
         self._supervision = supervision or SupervisorOptions()
-        self._name = os.urandom(6).hex()
-        self._streams: dict[str, _Stream] = {}
-        self._recovery = Recovery()
-        self._turn: asyncio.TimerHandle | None = None
-        self._last_step = -1
         self._starting = asyncio.Lock()
-        self._engine_up = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._sleeping = False
         self._draining = False
-        self._dead: EngineDeadError | None = None
-        self._config: EngineConfig | None = None
-        self._first_stats = SchedulerStats()
         self._processor: Processor | None = None
         self._supervisor: Supervisor | None = None
-        self._outputs: OutputProcessor | None = None
-        self._metrics: EngineMetrics | None = None
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs, **options: Any) -> Self:
@@ -186,8 +114,8 @@ class AsyncEngine:
             EngineDeadError: it was shut down, or ended while it started.
         """
         async with self._starting:
-            if self._dead is not None:
-                raise self._dead
+            if self._requests.dead is not None:
+                raise self._requests.dead
             if self._processor is None:
                 await self._start()
 
@@ -196,7 +124,7 @@ class AsyncEngine:
 
         # Once here, so that front end and engine don't both fetch a model.
         await asyncio.to_thread(locate, self._args.model, self._args.revision)
-        self._supervisor = Supervisor(self._args, self, self._supervision, self._attached_to)
+        self._supervisor = Supervisor(self._args, self._requests, self._supervision, self._attached_to)
         loading = asyncio.create_task(asyncio.to_thread(_load_tokenizer, self._args))
         try:
             await self._supervisor.start()
@@ -206,21 +134,16 @@ class AsyncEngine:
             with contextlib.suppress(asyncio.CancelledError, InterleafError):
                 await loading
             raise
-        self._outputs = OutputProcessor(tokenizer, statistics=self._seat.statistics)
-        name = self._served_model_name or self.config.model_name
-        self._metrics = EngineMetrics(self._seat.total_statistics, name)
-        self._metrics.engine_started(self.config, self._first_stats)
         custom = load_custom(self._args.logits_processors)
         self._processor = Processor(self.config, tokenizer, generation_config, custom, self._seat.row)
+        self._requests.open(self._supervisor, self._processor)
 
     async def shutdown(self, drain_timeout: float = 0.0) -> None:
         """Take no more requests, let those that run finish within `drain_timeout` seconds, abort the rest, end."""
         self._draining = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), drain_timeout)
-        self._end(list(self._streams), FinishReason.ABORT)
-        self._dead = self._dead or EngineDeadError("The engine was shut down.")
-        self._engine_up.set()
+            await asyncio.wait_for(self._requests.idle.wait(), drain_timeout)
+        self._requests.end_all()
         if self._supervisor is not None:
             await self._supervisor.stop()
         if self._processor is not None:
@@ -286,11 +209,8 @@ class AsyncEngine:
         processed = await self._process(request)
         # Processing may have taken its time in a thread.
         await self._check_open(wait_for_restart)
-        processed.engine_request.request_id = f"{self._name}-{processed.engine_request.request_id}"
         processed.engine_request.arrival_time = arrival
-        stream = self._add(processed, trace_headers)
-        internal_id = stream.request.request_id
-        timer = self._expiry_timer(internal_id, arrival, deadline)
+        stream = self._requests.add(processed, trace_headers, deadline)
         try:
             finished = False
             while not finished:
@@ -298,16 +218,7 @@ class AsyncEngine:
                 finished = output.finished
                 yield output
         finally:
-            if timer is not None:
-                timer.cancel()
-            self._end([internal_id], FinishReason.ABORT)
-
-    def _expiry_timer(self, internal_id: str, arrival: float, deadline: float | None) -> asyncio.TimerHandle | None:
-        """Ends a request `deadline` seconds after its arrival, unless it is cancelled."""
-        if deadline is None:
-            return None
-        left = arrival + deadline - time.monotonic()
-        return asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, internal_id, deadline)
+            self._requests.end([stream.request.request_id], FinishReason.ABORT)
 
     async def encode(
         self,
@@ -350,7 +261,7 @@ class AsyncEngine:
 
     async def abort(self, request_id: str) -> None:
         """End the requests of this name (of `generate`'s); their readers get a last output that says "abort"."""
-        self._end([name for name, one in self._streams.items() if one.external_id == request_id], FinishReason.ABORT)
+        self._requests.end(self._requests.named(request_id), FinishReason.ABORT)
 
     def default_sampling_params(self) -> SamplingParams:
         """What `generate` uses when it is given no parameters: the checkpoint's generation_config.json."""
@@ -361,7 +272,7 @@ class AsyncEngine:
     @property
     def config(self) -> EngineConfig:
         """The engine's configuration."""
-        return _started(self._config)
+        return _started(self._requests.config)
 
     @property
     def processor(self) -> Processor:
@@ -376,7 +287,7 @@ class AsyncEngine:
     @property
     def metrics(self) -> EngineMetrics:
         """For Prometheus: `metrics.render()`."""
-        return _started(self._metrics)
+        return _started(self._requests.metrics)
 
     @property
     def address(self) -> str:
@@ -391,18 +302,18 @@ class AsyncEngine:
     @property
     def is_ready(self) -> bool:
         """Whether a request would be computed now."""
-        started = self._processor is not None and self._engine_up.is_set()
-        return started and not (self._draining or self._sleeping or self.errored)
+        started = self._processor is not None and self._requests.engine_up.is_set()
+        return started and not (self._draining or self._requests.sleeping or self.errored)
 
     @property
     def errored(self) -> bool:
         """Whether the engine is gone for good."""
-        return self._dead is not None
+        return self._requests.dead is not None
 
     @property
     def num_unfinished(self) -> int:
         """Requests that have not ended."""
-        return len(self._streams)
+        return len(self._requests)
 
     # ---- utilities ----
 
@@ -413,12 +324,12 @@ class AsyncEngine:
             EngineRestartingError: it is being started again.
             EngineDeadError: it does not answer, or hangs in a step; it will be replaced. Or it is gone for good.
         """
-        if self._dead is not None:
-            raise self._dead
+        if self._requests.dead is not None:
+            raise self._requests.dead
         supervisor = _started(self._supervisor)
         connection = supervisor.connection
-        if connection is None or not self._engine_up.is_set():
-            raise _restarting()
+        if connection is None or not self._requests.engine_up.is_set():
+            raise restarting()
         try:
             async with asyncio.timeout(timeout):
                 healthy = await _gets_on(connection, timeout)
@@ -449,77 +360,17 @@ class AsyncEngine:
         """Give back the memory of weights and KV cache until `wake_up`; requests wait meanwhile, and are then
         computed again. The weights come from the checkpoint again, so that all levels are the same."""
         await self._call("sleep")
-        self._sleeping = True
+        self._requests.sleeping = True
 
     async def wake_up(self) -> None:
         """Load the weights again after `sleep`."""
         await self._call("wake_up")
-        self._sleeping = False
+        self._requests.sleeping = False
 
     async def is_sleeping(self) -> bool:
         """Whether the engine has given its memory back."""
-        self._sleeping = bool(await self._call("is_sleeping"))
-        return self._sleeping
-
-    # ---- what the supervisor tells ----
-
-    def engine_started(self, ready: Ready) -> None:
-        """Give the new engine everything that is unfinished."""
-        self._config = self._config or ready.config
-        self._first_stats = ready.stats
-        self._last_step = -1
-        self._sleeping = ready.stats.sleeping
-        self._engine_up.set()
-        if self._metrics is not None:
-            self._metrics.engine_started(ready.config, ready.stats)
-        self._send_next()
-
-    def engine_died(self, computed: set[str], step: int) -> None:
-        """Find out whose fault it was; the others wait for the next engine."""
-        self._engine_up.clear()
-        if self._metrics is not None:
-            self._metrics.engine_died()
-        in_company = any(not name.startswith(f"{self._name}-") for name in computed)
-        guilty = self._recovery.engine_died(computed, step - self._last_step, in_company)
-        self._seat.set(Tally.SUSPECTS, self._recovery.num_suspects)
-        if guilty is not None:
-            self._fail(guilty, RequestFailedError("The engine died of this request each time; it was given up."))
-
-    def engine_given_up(self, error: InterleafError) -> None:
-        """Tell everybody."""
-        self._dead = EngineDeadError(f"The engine cannot be started again: {error}")
-        self._engine_up.set()
-        for request_id in list(self._streams):
-            self._fail(request_id, self._dead)
-
-    def outputs_arrived(self, news: EngineOutputs) -> None:
-        """Sort a step's news to those who wait for them."""
-        if news.stats is not None and self._metrics is not None:
-            self._metrics.engine_told(news.stats)
-            self._sleeping = news.stats.sleeping
-        if not news.outputs or self._outputs is None:
-            return
-        self._last_step = max(self._last_step, news.step)
-        held_back = self._recovery.holds_back
-        followed = self._outputs.follow(news)
-        if followed.abort_sequence_ids:
-            self._connection().send(AbortSequences(followed.abort_sequence_ids))
-        for request_id, num_tokens in followed.num_new_tokens.items():
-            self._recovery.progressed(request_id, num_tokens)
-            if request_id in self._streams:
-                # Searches bring nothing before their end, but news that they have begun.
-                self._note_start(self._streams[request_id])
-        for request_id, (state, indices) in followed.updated.items():
-            stream = self._streams[request_id]
-            if request_id in followed.errors:
-                stream.fail(RequestFailedError(followed.errors[request_id]))
-            if state.finished or state.kind is not RequestOutputKind.FINAL_ONLY:
-                stream.notify(indices)
-            if state.finished:
-                self._retire(stream)
-        if held_back:
-            self._seat.set(Tally.SUSPECTS, self._recovery.num_suspects)
-            self._send_next()
+        self._requests.sleeping = bool(await self._call("is_sleeping"))
+        return self._requests.sleeping
 
     # ---- requests ----
 
@@ -529,105 +380,19 @@ class AsyncEngine:
             raise EngineDeadError("The engine is being shut down and takes no more requests.")
         if self._processor is None:
             await self.start()
-        if wait_for_restart is not True and not self._engine_up.is_set():
+        if wait_for_restart is not True and not self._requests.engine_up.is_set():
             try:
-                await asyncio.wait_for(self._engine_up.wait(), wait_for_restart)
+                await asyncio.wait_for(self._requests.engine_up.wait(), wait_for_restart)
             except TimeoutError:
-                raise _restarting() from None
-        if self._dead is not None:
-            raise self._dead
+                raise restarting() from None
+        if self._requests.dead is not None:
+            raise self._requests.dead
 
     async def _process(self, request: RequestInput) -> ProcessedRequest:
         structured = isinstance(request.params, SamplingParams) and request.params.structured_outputs is not None
         if structured or _is_large(request.prompt):
             return await asyncio.to_thread(self.processor.process, request)
         return self.processor.process(request)
-
-    def _add(self, processed: ProcessedRequest, trace_headers: Mapping[str, str] | None) -> _Stream:
-        request = processed.engine_request
-        metrics = self.metrics
-        self._admission.check(request, self.config.scheduler.max_num_seqs, metrics.stats.num_waiting)
-        self._admission.add(request)
-        outputs = _started(self._outputs)
-        outputs.statistics.note_arrival(len(request.prompt_token_ids))
-        stream = self._streams[request.request_id] = _Stream(processed, outputs.add(processed), trace_headers)
-        self._recovery.add(request.request_id)
-        self._set_busy()
-        self._send_next()
-        return stream
-
-    def _send_next(self) -> None:
-        """Send what the engine may be given now."""
-        if self._engine_up.is_set() and self._dead is None and self._streams:
-            if not self._seat.may_send:
-                self._turn = self._turn or asyncio.get_running_loop().call_later(TURN_SECONDS, self._look_for_turn)
-                return
-            connection = self._connection()
-            for request_id in self._recovery.next_to_send():
-                stream = self._streams[request_id]
-                if stream.request.grammar is not None and not connection.knows_vocabulary:
-                    connection.send(self.processor.vocabulary)
-                    connection.knows_vocabulary = True
-                _send(connection, stream)
-
-    def _look_for_turn(self) -> None:
-        self._turn = None
-        self._send_next()
-
-    def _note_start(self, stream: _Stream) -> None:
-        """A request that has brought something waits no longer."""
-        if not stream.started:
-            stream.started = True
-            self._admission.start(stream.request)
-
-    def _expire(self, request_id: str, seconds: float) -> None:
-        self._fail(request_id, DeadlineExceededError(f"The request did not end within {seconds:g} seconds."))
-
-    def _fail(self, request_id: str, error: InterleafError) -> None:
-        stream = self._streams.get(request_id)
-        if stream is not None:
-            stream.fail(error)
-            timed_out = isinstance(error, DeadlineExceededError)
-            self._end([request_id], FinishReason.ABORT if timed_out else FinishReason.ERROR)
-
-    def _end(self, request_ids: list[str], reason: FinishReason) -> None:
-        """End requests from this side; those that have ended are ignored."""
-        streams = [self._streams[request_id] for request_id in request_ids if request_id in self._streams]
-        if not streams:
-            return
-        known = [one.request.request_id for one in streams if self._recovery.was_sent(one.request.request_id)]
-        if known and self._engine_up.is_set() and self._dead is None:
-            self._connection().send(AbortRequests(known))
-        for stream in streams:
-            _started(self._outputs).end(stream.request.request_id, reason)
-            stream.notify(list(range(stream.request.params.n)))
-            self._retire(stream)
-        self._send_next()
-
-    def _retire(self, stream: _Stream) -> None:
-        request_id = stream.request.request_id
-        if self._tracer is not None:
-            model_name = self._served_model_name or self.config.model_name
-            self._tracer.record(stream.state, stream.request.params, model_name, stream.trace_headers)
-        self._note_start(stream)
-        self._admission.remove(stream.request)
-        del self._streams[request_id]
-        self._recovery.remove(request_id)
-        self._seat.set(Tally.SUSPECTS, self._recovery.num_suspects)
-        self._set_busy()
-
-    def _set_busy(self) -> None:
-        _started(self._supervisor).set_busy(bool(self._streams))
-        if self._streams:
-            self._idle.clear()
-        else:
-            self._idle.set()
-
-    def _connection(self) -> Connection:
-        connection = _started(self._supervisor).connection
-        if connection is None:
-            raise _restarting()
-        return connection
 
     async def _call(self, utility: str) -> Answer:
         """
@@ -636,10 +401,10 @@ class AsyncEngine:
             EngineDeadError: the engine is gone, or went away before it answered.
         """
         await self.start()
-        await self._engine_up.wait()
-        if self._dead is not None:
-            raise self._dead
-        return await self._connection().call(utility)
+        await self._requests.engine_up.wait()
+        if self._requests.dead is not None:
+            raise self._requests.dead
+        return await self._requests.connection().call(utility)
 
 
 def _load_tokenizer(args: EngineArgs) -> tuple[Tokenizer, Mapping[str, Any]]:
@@ -649,19 +414,6 @@ def _load_tokenizer(args: EngineArgs) -> tuple[Tokenizer, Mapping[str, Any]]:
 
     with open_checkpoint(args.model, args.revision) as checkpoint:
         return load_tokenizer(args.tokenizer or checkpoint), checkpoint.generation_config
-
-
-def _send(connection: Connection, stream: _Stream) -> None:
-    """Give a request to the engine, behind the tokens that it has brought already."""
-    request, sequences = stream.request, stream.state.sequences
-    if any(sequence.token_ids for sequence in sequences):
-        resumed = [list(sequence.token_ids) for sequence in sequences]
-        request = msgspec.structs.replace(request, resumed_token_ids=resumed)
-    connection.send(request)
-    # The engine cannot tell that these have ended: a stop string ended them.
-    ended = [sequence_id(request.request_id, sequence.index) for sequence in sequences if sequence.finished]
-    if ended:
-        connection.send(AbortSequences(ended))
 
 
 async def _gets_on(connection: Connection, patience: float) -> bool:
@@ -692,10 +444,6 @@ def _with_salt(prompt: Prompt, cache_salt: str | None) -> Prompt:
     if isinstance(prompt, Mapping):
         return PromptDict(**{**prompt, "cache_salt": cache_salt})
     return PromptDict(prompt_token_ids=prompt, cache_salt=cache_salt)
-
-
-def _restarting() -> EngineRestartingError:
-    return EngineRestartingError("The engine is being started again: try again in a few seconds.")
 
 
 def _started(part: T | None) -> T:

@@ -1,6 +1,6 @@
 """Keeps an engine process running: starts it, notices when it dies or hangs, and starts it again.
 
-What the requests need then is the business of `interleaf.frontend.async_engine` and
+What the requests need then is the business of `interleaf.frontend.open_requests` and
 `interleaf.frontend.recovery`; this is about the process.
 """
 
