@@ -21,10 +21,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import interleaf._native as _native
-from interleaf.config import usable_cores
 from interleaf.host_tensor import HostTensor
+from interleaf.machine import usable_cores
 from interleaf.ops import AttentionShape, Graph, ModelInput, SamplingInput, StepSize
-from interleaf.ops.cpu import Buffer, CpuOps, instruction_level
+from interleaf.ops.cpu import CpuOps, instruction_level
+from interleaf.ops.cpu_memory import Buffer
 
 LINEAR_SHAPES = {
     "smollm2-135m qkv": (960, 576),
@@ -81,9 +82,9 @@ def random_activation(ops: CpuOps, width: int, dtype: _native.DType) -> Buffer:
 
 
 def _native_bytes(buffer: Buffer) -> np.ndarray:
-    from interleaf.ops.cpu import _view
+    from interleaf.ops.cpu_memory import view
 
-    return _view(buffer.memory, np.uint8, buffer.memory.bytes)
+    return view(buffer.memory, np.uint8, buffer.memory.bytes)
 
 
 def bench_linear(args: argparse.Namespace, probe: float) -> None:
@@ -164,11 +165,11 @@ def attention_graph(
 
 
 def _fill(memory: _native.Memory) -> None:
-    from interleaf.ops.cpu import _view
+    from interleaf.ops.cpu_memory import view
 
     values = np.random.default_rng(2).normal(0, 1, 1 << 16).astype(np.float32)
     halves = np.ascontiguousarray(values.view(np.uint16)[1::2]).view(np.uint8)
-    whole = _view(memory, np.uint8, memory.bytes)
+    whole = view(memory, np.uint8, memory.bytes)
     whole[:] = np.resize(halves, len(whole))
 
 

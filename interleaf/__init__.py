@@ -25,13 +25,8 @@ if TYPE_CHECKING:
         Logprob,
         RequestOutput,
     )
-    from interleaf.params import (
-        GuidedDecodingParams,
-        PoolingParams,
-        RequestOutputKind,
-        SamplingParams,
-        StructuredOutputsParams,
-    )
+    from interleaf.params import PoolingParams, RequestOutputKind, SamplingParams
+    from interleaf.structured_params import GuidedDecodingParams, StructuredOutputsParams
 
 _HOME_OF = {
     "LLM": "interleaf.llm",
@@ -39,8 +34,8 @@ _HOME_OF = {
     "AsyncLLM": "interleaf.frontend.async_engine",
     "LogitsProcessor": "interleaf.logits_processor",
     "SamplingParams": "interleaf.params",
-    "StructuredOutputsParams": "interleaf.params",
-    "GuidedDecodingParams": "interleaf.params",
+    "StructuredOutputsParams": "interleaf.structured_params",
+    "GuidedDecodingParams": "interleaf.structured_params",
     "BeamSearchParams": "interleaf.params",
     "PoolingParams": "interleaf.params",
     "RequestOutputKind": "interleaf.params",

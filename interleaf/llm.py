@@ -6,12 +6,9 @@ puts each request's news in its outbox. `generate` and `stream` differ only in w
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 from interleaf.config import EngineArgs, EngineConfig, engine_args
@@ -19,9 +16,11 @@ from interleaf.errors import ConfigError, EngineDeadError, EngineError, Paramete
 from interleaf.frontend.beam_search import beam_output, request_params
 from interleaf.frontend.output import OutputProcessor, ProcessedOutputs
 from interleaf.frontend.processor import Message, Processor, Prompt, PromptDict, RequestInput
+from interleaf.interrupt import InterruptLater
 from interleaf.observe import Metric, scheduler_metrics
 from interleaf.outputs import BeamSearchOutput, EmbeddingRequestOutput, RequestOutput
 from interleaf.params import BeamSearchParams, PoolingParams, RequestOutputKind, RequestParams, SamplingParams
+from interleaf.progress import Progress, UseTqdm
 from interleaf.worker.logits.custom import load_custom
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats, Vocabulary
 
 T = TypeVar("T")
-
-UseTqdm = bool | Callable[..., Any]
-"""Whether to show a progress bar; a callable makes the bar in tqdm's stead."""
 
 
 class EngineClient(Protocol):
@@ -196,7 +192,7 @@ class LLM:
 
     def _finished(self, request_ids: list[str], use_tqdm: UseTqdm) -> list[RequestOutput]:
         """The last output of each of these requests, which are aborted if this fails."""
-        progress = _Progress(use_tqdm, len(request_ids))
+        progress = Progress(use_tqdm, len(request_ids))
         try:
             finished: dict[str, RequestOutput] = {}
             wanted = set(request_ids)
@@ -301,7 +297,7 @@ class LLM:
         requests = self._processor.process_all(inputs, output_kind)
         request_ids = [request.engine_request.request_id for request in requests]
         try:
-            with _InterruptLater():
+            with InterruptLater():
                 if any(request.engine_request.grammar is not None for request in requests):
                     client.learn(self._processor.vocabulary)
                 for request in requests:
@@ -325,7 +321,7 @@ class LLM:
         client = self._running_client()
         if not client.has_unfinished():
             raise EngineError("The engine has no unfinished request: nothing more will be generated.")
-        with _InterruptLater():
+        with InterruptLater():
             processed = self._outputs.process(client.step())
             if processed.abort_sequence_ids:
                 client.abort_sequences(processed.abort_sequence_ids)
@@ -461,76 +457,3 @@ def _one_each(name: str, value: T | Sequence[T], count: int) -> list[T]:
     if len(value) != count:
         raise RequestError(f"There are {count} prompts, but {name} has {len(value)} entries.", name)
     return list(value)
-
-
-class _InterruptLater:
-    """Holds Ctrl-C back while the state of the engine changes; a second one gets through at once."""
-
-    def __enter__(self) -> None:
-        self._interrupted = False
-        self._installed = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-        if self._installed:
-            signal.signal(signal.SIGINT, self._note)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._interrupted and error is None:
-            raise KeyboardInterrupt
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-
-
-class _Progress:
-    """A bar that counts finished prompts and shows tokens a second, read and written."""
-
-    SECONDS_BETWEEN_UPDATES = 0.1
-
-    def __init__(self, use_tqdm: UseTqdm, num_prompts: int) -> None:
-        self._bar: Any = None
-        if use_tqdm:
-            make_bar = _tqdm() if use_tqdm is True else use_tqdm
-            self._bar = make_bar(total=num_prompts, desc="Processed prompts", dynamic_ncols=True)
-        self._start = self._shown = time.monotonic()
-        self._num_read = 0
-        self._num_written = 0
-
-    def finish(self, output: RequestOutput) -> None:
-        """Count a finished prompt."""
-        self._num_read += len(output.prompt_token_ids)
-        if self._bar is not None:
-            self._bar.update(1)
-
-    def advance(self, num_written: int) -> None:
-        """Count generated tokens."""
-        self._num_written += num_written
-        now = time.monotonic()
-        if self._bar is None or now - self._shown < self.SECONDS_BETWEEN_UPDATES:
-            return
-        self._shown = now
-        self._show_speed(now)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._show_speed(time.monotonic())
-            self._bar.close()
-
-    def _show_speed(self, now: float) -> None:
-        seconds = max(now - self._start, 1e-9)
-        self._bar.set_postfix_str(
-            f"input: {self._num_read / seconds:.1f} tok/s, output: {self._num_written / seconds:.1f} tok/s"
-        )
-
-
-def _tqdm() -> Callable[..., Any]:
-    from tqdm import tqdm
-
-    return cast("Callable[..., Any]", tqdm)

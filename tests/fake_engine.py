@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from interleaf.config import CacheConfig, EngineConfig, SchedulerConfig, parse_model_config
+from interleaf.config import CacheConfig, EngineConfig, SchedulerConfig
 from interleaf.engine.core import StepTimes
 from interleaf.errors import RequestError
 from interleaf.messages import (
@@ -21,6 +21,7 @@ from interleaf.messages import (
     SchedulerStats,
     TokenLogprobs,
 )
+from interleaf.model_config import parse_model_config
 
 EOS = 0
 VOCAB_SIZE = 128

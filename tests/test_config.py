@@ -7,18 +7,8 @@ from typing import Any
 
 import pytest
 
-from interleaf import config as config_module
 from interleaf.cache_layout import group_layers
-from interleaf.config import (
-    EngineArgs,
-    EngineConfig,
-    engine_args,
-    free_memory,
-    kv_bytes_per_token,
-    parse_model_config,
-    resolve,
-    usable_cores,
-)
+from interleaf.config import EngineArgs, EngineConfig, engine_args, kv_bytes_per_token, resolve
 from interleaf.errors import (
     ConfigError,
     CorruptCheckpointError,
@@ -26,6 +16,8 @@ from interleaf.errors import (
     InterleafError,
     UnsupportedModelError,
 )
+from interleaf.machine import usable_cores
+from interleaf.model_config import parse_model_config
 
 MIB = 1 << 20
 HF: dict[str, Any] = {
@@ -196,34 +188,6 @@ def test_int8_keys_and_values_are_more_tokens_in_the_same_memory() -> None:
 def test_a_kv_cache_dtype_that_cannot_be_had(name: Any, dtype: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(kv_cache_dtype=name, dtype=dtype)
-
-
-def test_the_machine_can_be_asked() -> None:
-    assert usable_cores() >= 1
-    assert 0 < free_memory() < 1 << 62
-
-
-def test_a_cgroups_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n",
-        "/sys/fs/cgroup/memory.max": "3000000\n",
-        "/sys/fs/cgroup/memory.current": "1500000\n",
-        "/sys/fs/cgroup/memory.stat": "anon 1\ninactive_file 500000\nactive_file 7\n",
-        "/sys/fs/cgroup/cpu.max": "150000 100000\n",
-    }
-
-    def read(path: Any) -> str:
-        if str(path) not in files:
-            raise FileNotFoundError(path)
-        return files[str(path)]
-
-    monkeypatch.setattr(config_module.Path, "read_text", read)
-    assert free_memory() == 2_000_000
-    assert usable_cores() == 1
-    files["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert free_memory() == 8000 * 1024
-    files["/sys/fs/cgroup/memory.max"] = "500\n"
-    assert free_memory() == 0
 
 
 # ---- checkpoints ----

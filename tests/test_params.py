@@ -18,9 +18,9 @@ from interleaf.params import (
     BeamSettings,
     RequestOutputKind,
     SamplingParams,
-    StructuredOutputsParams,
 )
 from interleaf.reasoning import ReasoningMarkers
+from interleaf.structured_params import StructuredOutputsParams
 
 HUGE = 2**31
 NAN, INFINITY = math.nan, math.inf

@@ -122,8 +122,9 @@ def test_same_bits_under_preemption(model: Path, expected: list[Any], caching: b
 
 
 def block_bytes(model: Path, cache_dtype: str = "bfloat16") -> int:
-    from interleaf.config import kv_bytes_per_token, parse_model_config
+    from interleaf.config import kv_bytes_per_token
     from interleaf.loader.checkpoint import open_checkpoint
+    from interleaf.model_config import parse_model_config
 
     with open_checkpoint(str(model)) as checkpoint:
         return kv_bytes_per_token(parse_model_config(checkpoint.hf_config), cache_dtype) * 16

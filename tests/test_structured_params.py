@@ -9,7 +9,8 @@ import pytest
 
 from interleaf import GuidedDecodingParams
 from interleaf.errors import ParameterError
-from interleaf.params import MAX_GRAMMAR_CHARACTERS, MAX_SCHEMA_DEPTH, SamplingParams, StructuredOutputsParams
+from interleaf.params import SamplingParams
+from interleaf.structured_params import MAX_GRAMMAR_CHARACTERS, MAX_SCHEMA_DEPTH, StructuredOutputsParams
 
 GOOD: list[dict[str, Any]] = [
     {"json": {"type": "object"}},

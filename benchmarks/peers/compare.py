@@ -18,7 +18,7 @@ from benchmarks.peers.convert import convert
 from benchmarks.peers.engines import engine, python_of
 from benchmarks.peers.workloads import WORKLOADS, Job
 from interleaf import _native
-from interleaf.config import usable_cores
+from interleaf.machine import usable_cores
 from interleaf.ops.cpu import instruction_level
 
 DRIVERS = Path(__file__).parent / "drivers"

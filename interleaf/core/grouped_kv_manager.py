@@ -15,7 +15,6 @@ from typing import Any
 from interleaf.config import CacheConfig
 from interleaf.core.kv_manager import KVManager
 from interleaf.core.request import Request
-from interleaf.messages import BlockTableUpdate
 
 
 class GroupedKVManager(KVManager):
@@ -29,10 +28,8 @@ class GroupedKVManager(KVManager):
         super().__init__(config)
         self._layout = config.layout
         self._windows = config.layout.windows
-        self._null = config.num_blocks
         self.blocks_per_entry = len(self._windows)
         self._tags = [bytes([index]) if index else b"" for index in range(len(self._windows))]
-        """Behind a block's hash: which group's keys it holds."""
 
     def cached_prefix(self, request: Request) -> list[Any]:
         """The longest prefix of which every group has what the next query sees of it."""
@@ -104,81 +101,9 @@ class GroupedKVManager(KVManager):
         )
         return max(1, entries * self.blocks_per_entry - given_back)
 
-    def num_blocks_needed_together(self, requests: Iterable[Request]) -> int:
-        return super().num_blocks_needed_together(requests) * self.blocks_per_entry
-
     def num_blocks_missing(self, request: Request, num_tokens: int) -> int:
         peak = self._layout.peak_pages
         return peak(request.num_tokens, self.block_size) - peak(num_tokens, self.block_size)
-
-    def allocate(self, request: Request, num_tokens: int, copies: list[tuple[int, int]]) -> int:
-        written = request.num_computed_tokens // self.block_size
-        start = min(len(request.block_ids), self._drop(request))
-        if written < len(request.block_ids) and self.pool.ref_counts[request.block_ids[written]] > 1:
-            start = min(start, written)
-            for table in self._tables(request):
-                shared = table[written]
-                table[written] = self.pool.allocate()
-                self.pool.release(shared)
-                copies.append((shared, table[written]))
-        self._append_blocks(request, num_tokens)
-        return start
-
-    def table_updates(self, request: Request, start: int) -> list[BlockTableUpdate]:
-        return [
-            BlockTableUpdate(request.sequence_id, start, table[start:], group)
-            for group, table in enumerate(self._tables(request))
-        ]
-
-    def _num_free_entries(self) -> int:
-        return self.pool.num_free // self.blocks_per_entry
-
-    def trim(self, request: Request) -> None:
-        needed = self._attention.num_blocks_needed(request.num_tokens)
-        for table in self._tables(request):
-            while len(table) > needed:
-                self.pool.release(table.pop())
-
-    def fork(self, parent: Request, child: Request) -> None:
-        for table in self._tables(parent):
-            for block_id in table:
-                if block_id != self._null:
-                    self.pool.share(block_id)
-        child.block_ids = parent.block_ids.copy()
-        child.more_tables = [table.copy() for table in parent.more_tables]
-        child.num_dropped = parent.num_dropped.copy()
-        child.block_hashes = parent.block_hashes.copy()
-        child.num_committed_blocks = parent.num_committed_blocks
-
-    def commit(self, request: Request) -> None:
-        if not self.enable_prefix_caching:
-            return
-        full = self._attention.committable(request)
-        if full:
-            self._extend_hashes(request, full.stop)
-            for tag, table in zip(self._tags, self._tables(request), strict=True):
-                for entry in full:
-                    self.pool.register(table[entry], request.block_hashes[entry] + tag)
-            request.num_committed_blocks = full.stop
-
-    def free(self, request: Request) -> None:
-        for entry in range(len(request.block_ids) - 1, -1, -1):
-            for table in self._tables(request):
-                if table[entry] != self._null:
-                    self.pool.release(table[entry])
-        request.block_ids, request.more_tables, request.num_dropped = [], [], []
-        request.num_computed_tokens = 0
-        request.num_committed_blocks = 0
-
-    def num_used_token_slots(self, requests: Iterable[Request]) -> int:
-        unfilled: dict[int, int] = {}
-        for request in requests:
-            for table in self._tables(request):
-                for entry in range(request.num_computed_tokens // self.block_size, len(table)):
-                    empty = min((entry + 1) * self.block_size - request.num_computed_tokens, self.block_size)
-                    unfilled[table[entry]] = min(empty, unfilled.get(table[entry], empty))
-        num_held = self.pool.num_blocks - self.pool.num_free
-        return num_held * self.block_size - sum(unfilled.values())
 
     def check_invariants(self, requests: Iterable[Request]) -> None:
         references: Counter[int] = Counter()
@@ -208,7 +133,6 @@ class GroupedKVManager(KVManager):
                 yield table, dropped, self._first_seen(request.num_computed_tokens, window)
 
     def _drop(self, request: Request) -> int:
-        """Give back the blocks that no later query sees; returns the first entry that became null."""
         first = len(request.block_ids)
         for table, dropped, seen in self._droppable(request):
             for entry in range(dropped, seen):
@@ -218,9 +142,3 @@ class GroupedKVManager(KVManager):
                 first = min(first, dropped)
         request.num_dropped = [self._first_seen(request.num_computed_tokens, window) for window in self._windows]
         return first
-
-    def _append_blocks(self, request: Request, num_tokens: int) -> None:
-        length = self._attention.num_blocks_needed(request.num_computed_tokens + num_tokens)
-        for table in self._tables(request):
-            for _ in range(length - len(table)):
-                table.append(self.pool.allocate())

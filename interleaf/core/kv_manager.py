@@ -1,7 +1,7 @@
 """Which sequence holds which KV blocks: sharing, copying on write, and the prefix cache.
 
 The scheduler asks (`can_admit`, `num_blocks_needed`), then tells (`admit`, `allocate`, `fork`,
-`commit`, `free`). What differs between kinds of attention is a strategy's four answers.
+`commit`, `free`). What differs between kinds of attention is a strategy's answers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from interleaf.messages import BlockTableUpdate
 class FullAttention:
     """Every token attends to all before it, so a sequence needs all of its blocks until it ends.
 
-    A strategy answers four questions and changes nothing: what prefix is cached, how many blocks
-    are needed, what may be committed to the prefix cache, what can be dropped.
+    A strategy answers questions and changes nothing: what prefix is cached, how many blocks are needed, what may be
+    committed to the prefix cache.
     """
 
     def __init__(self, pool: BlockPool, block_size: int) -> None:
@@ -45,14 +45,12 @@ class FullAttention:
         """Entries of the block table that are full, computed, and not yet offered to the cache."""
         return range(request.num_committed_blocks, request.num_computed_tokens // self._block_size)
 
-    def droppable(self, request: Request) -> Iterable[int]:
-        """Blocks to give back when the sequence leaves, in order: tail first, so that prefixes,
-        which others may share, outlive suffixes in the free list."""
-        return reversed(request.block_ids)
-
 
 class KVManager:
-    """Keeps `Request.block_ids` and the pool's reference counts in step."""
+    """Keeps the block tables of sequences and the pool's reference counts in step.
+
+    A sequence has one table, `Request.block_ids`. What is said here of several is for `GroupedKVManager`.
+    """
 
     blocks_per_entry = 1
     """Blocks that an entry of a sequence's block table stands for."""
@@ -62,6 +60,10 @@ class KVManager:
         self.block_size = config.block_size
         self.enable_prefix_caching = config.enable_prefix_caching
         self._attention = FullAttention(self.pool, config.block_size)
+        self._tags = [b""]
+        """Behind a block's hash, for each table: which layers' keys it holds."""
+        self._null = config.num_blocks
+        """Stands in tables for blocks that were given back early."""
 
     def cached_prefix(self, request: Request) -> list[int]:
         """Blocks of the cached prefix that a waiting sequence may start from."""
@@ -110,7 +112,8 @@ class KVManager:
                 writers[request.block_ids[entry]] += 1
             else:
                 needed += 1
-        return needed + sum(min(count, self.pool.ref_counts[block] - 1) for block, count in writers.items())
+        needed += sum(min(count, self.pool.ref_counts[block] - 1) for block, count in writers.items())
+        return needed * self.blocks_per_entry
 
     def num_blocks_missing(self, request: Request, num_tokens: int) -> int:
         """Blocks that all tokens of a sequence will need beyond its first `num_tokens`."""
@@ -122,49 +125,54 @@ class KVManager:
         A part-filled block that others hold too is replaced, and (from, to) is added to `copies`.
         Its last holder writes in place: the worker copies before it writes.
         """
-        table = request.block_ids
         written = request.num_computed_tokens // self.block_size
-        start = len(table)
-        if written < len(table) and self.pool.ref_counts[table[written]] > 1:
-            start = written
-            shared = table[written]
-            table[written] = self.pool.allocate()
-            self.pool.release(shared)
-            copies.append((shared, table[written]))
+        start = min(len(request.block_ids), self._drop(request))
+        if written < len(request.block_ids) and self.pool.ref_counts[request.block_ids[written]] > 1:
+            start = min(start, written)
+            for table in self._tables(request):
+                shared = table[written]
+                table[written] = self.pool.allocate()
+                self.pool.release(shared)
+                copies.append((shared, table[written]))
         self._append_blocks(request, num_tokens)
         return start
 
     def table_updates(self, request: Request, start: int) -> list[BlockTableUpdate]:
-        """News for the worker of a table that was changed from entry `start` on."""
-        return [BlockTableUpdate(request.sequence_id, start, request.block_ids[start:])]
+        """News for the worker of tables that were changed from entry `start` on."""
+        return [
+            BlockTableUpdate(request.sequence_id, start, table[start:], group)
+            for group, table in enumerate(self._tables(request))
+        ]
 
     def extend(self, request: Request, num_tokens: int, num_drafts: int) -> tuple[int, int]:
         """Lengthen the table for drafts behind `num_tokens` tokens that it is ready for, with what blocks are free.
 
         Returns:
-            For how many drafts there is room, and the first new entry of the table.
+            For how many drafts there is room, and the first changed entry of the table.
         """
-        start = len(request.block_ids)
-        slots = (start + self._num_free_entries()) * self.block_size
+        # Accepted drafts may fill block after block, so that `allocate` has never anything to do.
+        start = min(len(request.block_ids), self._drop(request))
+        slots = (len(request.block_ids) + self.pool.num_free // self.blocks_per_entry) * self.block_size
         num_drafts = min(num_drafts, slots - request.num_computed_tokens - num_tokens)
         self._append_blocks(request, num_tokens + num_drafts)
         return num_drafts, start
 
-    def _num_free_entries(self) -> int:
-        """Entries that tables can still be lengthened by."""
-        return self.pool.num_free
-
     def trim(self, request: Request) -> None:
         """Give back the blocks that only rejected drafts needed."""
         needed = self._attention.num_blocks_needed(request.num_tokens)
-        while len(request.block_ids) > needed:
-            self.pool.release(request.block_ids.pop())
+        for table in self._tables(request):
+            while len(table) > needed:
+                self.pool.release(table.pop())
 
     def fork(self, parent: Request, child: Request) -> None:
-        """Give `child` the parent's table, by reference."""
-        for block_id in parent.block_ids:
-            self.pool.share(block_id)
+        """Give `child` the parent's tables, by reference."""
+        for table in self._tables(parent):
+            for block_id in table:
+                if block_id != self._null:
+                    self.pool.share(block_id)
         child.block_ids = parent.block_ids.copy()
+        child.more_tables = [table.copy() for table in parent.more_tables]
+        child.num_dropped = parent.num_dropped.copy()
         child.block_hashes = parent.block_hashes.copy()
         child.num_committed_blocks = parent.num_committed_blocks
 
@@ -175,15 +183,22 @@ class KVManager:
         full = self._attention.committable(request)
         if full:
             self._extend_hashes(request, full.stop)
-            for entry in full:
-                self.pool.register(request.block_ids[entry], request.block_hashes[entry])
+            for tag, table in zip(self._tags, self._tables(request), strict=True):
+                for entry in full:
+                    self.pool.register(table[entry], request.block_hashes[entry] + tag)
             request.num_committed_blocks = full.stop
 
     def free(self, request: Request) -> None:
-        """Take a sequence's blocks away. What is registered stays in the prefix cache."""
-        for block_id in self._attention.droppable(request):
-            self.pool.release(block_id)
-        request.block_ids = []
+        """Take a sequence's blocks away. What is registered stays in the prefix cache.
+
+        They are given back tail first, so that prefixes, which others may share, outlive suffixes in the free list.
+        """
+        tables = self._tables(request)
+        for entry in range(len(request.block_ids) - 1, -1, -1):
+            for table in tables:
+                if table[entry] != self._null:
+                    self.pool.release(table[entry])
+        request.block_ids, request.more_tables, request.num_dropped = [], [], []
         request.num_computed_tokens = 0
         request.num_committed_blocks = 0
 
@@ -201,10 +216,10 @@ class KVManager:
         """
         unfilled: dict[int, int] = {}
         for request in requests:
-            table = request.block_ids
-            for entry in range(request.num_computed_tokens // self.block_size, len(table)):
-                empty = min((entry + 1) * self.block_size - request.num_computed_tokens, self.block_size)
-                unfilled[table[entry]] = min(empty, unfilled.get(table[entry], empty))
+            for table in self._tables(request):
+                for entry in range(request.num_computed_tokens // self.block_size, len(table)):
+                    empty = min((entry + 1) * self.block_size - request.num_computed_tokens, self.block_size)
+                    unfilled[table[entry]] = min(empty, unfilled.get(table[entry], empty))
         num_held = self.pool.num_blocks - self.pool.num_free
         return num_held * self.block_size - sum(unfilled.values())
 
@@ -217,10 +232,19 @@ class KVManager:
             assert len(set(request.block_ids)) == len(request.block_ids)
         self.pool.check_invariants(references)
 
+    def _tables(self, request: Request) -> list[list[int]]:
+        """All of a sequence's tables, which have the same length."""
+        return [request.block_ids]
+
+    def _drop(self, request: Request) -> int:
+        """Give back the blocks that no later query sees; returns the first entry that became null."""
+        return len(request.block_ids)
+
     def _append_blocks(self, request: Request, num_tokens: int) -> None:
         length = self._attention.num_blocks_needed(request.num_computed_tokens + num_tokens)
-        for _ in range(length - len(request.block_ids)):
-            request.block_ids.append(self.pool.allocate())
+        for table in self._tables(request):
+            for _ in range(length - len(table)):
+                table.append(self.pool.allocate())
 
     def _extend_hashes(self, request: Request, num_blocks: int) -> None:
         hashes = request.block_hashes

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from interleaf.config import EngineArgs, EngineConfig, draft_quantization, free_memory, resolve, weight_memory
+from interleaf.config import EngineArgs, EngineConfig, draft_quantization, resolve, weight_memory
 from interleaf.engine.core import EngineCore, StepTimes
 from interleaf.errors import EngineDeadError, InterleafError
 from interleaf.loader.checkpoint import Checkpoint, open_checkpoint
+from interleaf.machine import free_memory
 from interleaf.messages import EngineOutputs, EngineRequest, SchedulerStats, Vocabulary
 from interleaf.models.registry import check_architecture
 from interleaf.speculative_config import parse_speculative_config

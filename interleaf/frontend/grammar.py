@@ -9,7 +9,7 @@ from typing import Any
 from interleaf.errors import GrammarError
 from interleaf.frontend.lark import lark_of, literal, parsed_json, regex
 from interleaf.frontend.structural_tag import structural_tag_grammar
-from interleaf.params import StructuredOutputsParams
+from interleaf.structured_params import StructuredOutputsParams
 
 MAX_SOURCE_CHARACTERS = 1 << 20
 WHITESPACE = r"[ \n\r\t]{1,40}"

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from interleaf.errors import GrammarError, ParameterError
-from interleaf.params import StructuredOutputsParams
+from interleaf.structured_params import StructuredOutputsParams
 
 MAX_GBNF_CHARACTERS = 1 << 15
 """GBNF is translated in Python, which takes about a second for this much."""

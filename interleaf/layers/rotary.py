@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from interleaf.config import RopeConfig
+from interleaf.model_config import RopeConfig
 
 
 def cos_sin_table(rope: RopeConfig, max_position_embeddings: int, max_positions: int) -> np.ndarray:

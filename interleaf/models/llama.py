@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from interleaf.config import ModelConfig
 from interleaf.layers.attention import Attention, AttentionTraits
 from interleaf.layers.linear import Embedding, GatedMlp
 from interleaf.layers.norm import RmsNorm
 from interleaf.layers.rotary import cos_sin_table
 from interleaf.layers.weights import Weights
+from interleaf.model_config import ModelConfig
 from interleaf.ops import Array, AttentionShape, LayerCache, ModelInput, Ops
 
 

@@ -6,9 +6,9 @@ import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from interleaf.config import ModelConfig
 from interleaf.errors import UnsupportedModelError
 from interleaf.layers.weights import Weights
+from interleaf.model_config import ModelConfig
 from interleaf.ops import Array, LayerCache, ModelInput, Ops
 
 _FAMILIES = {

@@ -1,9 +1,7 @@
 """The ops on the native library.
 
 While `graph` runs a model's forward pass, each op appends itself to a native program, with the addresses of its
-buffers; nothing is computed. `CpuGraph.run` then replays the program in one native call. Buffers come from an arena:
-when the model drops its last reference to an activation, its memory serves the next one, so that the arena is as
-large as the widest moment of the pass.
+buffers; nothing is computed. `CpuGraph.run` then replays the program in one native call.
 """
 
 from __future__ import annotations
@@ -19,16 +17,16 @@ import numpy as np
 
 import interleaf._native as _native
 from interleaf.errors import ConfigError
-from interleaf.host_tensor import BLOCK_TYPES, HostTensor, round_to_bfloat16
+from interleaf.host_tensor import HostTensor, round_to_bfloat16
 from interleaf.ops import AttentionShape, LogprobsOutput, ModelInput, SamplingInput, StepSize
+from interleaf.ops.cpu_memory import VALUE_BYTES, Arena, Buffer, Scratch, WeightStore, address_of, view
+from interleaf.ops.cpu_weights import AnyLinear, CpuQuantized, WeightPacker, decoded
 from interleaf.ops.immediate import ImmediateProgram
 
 LEVEL_VARIABLE = "INTERLEAF_ISA"
 """Environment variable that forces an instruction level, for tests; see `interleaf._native.usable_levels()`."""
 
-_ALIGNMENT = 64
 _PAGE = 4096
-_VALUE_BYTES = {_native.DType.float32: 4, _native.DType.bfloat16: 2, _native.DType.int8: 1}
 
 
 def instruction_level() -> str:
@@ -42,124 +40,6 @@ def instruction_level() -> str:
     if level not in levels:
         raise ConfigError(f"{LEVEL_VARIABLE} is {level!r}, but this machine has {', '.join(levels)}.")
     return level
-
-
-def address_of(array: np.ndarray) -> int:
-    return int(array.ctypes.data)
-
-
-def _view(memory: _native.Memory, dtype: type[np.generic], count: int) -> np.ndarray:
-    """The memory as an array; it lives as long as the caller keeps `memory`."""
-    raw = (ctypes.c_char * memory.bytes).from_address(memory.address)
-    return np.frombuffer(memoryview(raw), dtype, count)
-
-
-class WeightStore:
-    """Memory for weights, taken in large pieces, so that small weights too lie on huge pages."""
-
-    PIECE_BYTES = 64 << 20
-
-    def __init__(self) -> None:
-        self._pieces: list[_native.Memory] = []
-        self._end = self._limit = 0
-
-    def take(self, num_bytes: int) -> int:
-        """The address of so many bytes, which live as long as the store; 0 for none."""
-        if not num_bytes:
-            return 0
-        if self._end + num_bytes > self._limit:
-            piece = _native.Memory(max(num_bytes, self.PIECE_BYTES))
-            self._pieces.append(piece)
-            self._end, self._limit = piece.address, piece.address + piece.bytes
-        address = self._end
-        self._end += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-        return address
-
-
-class Arena:
-    """Memory for activations, reused as soon as nothing refers to them."""
-
-    def __init__(self) -> None:
-        self._owned: list[_native.Memory] = []
-        self._free: list[_native.Memory] = []
-
-    def take(self, num_bytes: int) -> _native.Memory:
-        fitting = [memory for memory in self._free if memory.bytes >= num_bytes]
-        if fitting:
-            best = min(fitting, key=lambda memory: memory.bytes)
-            self._free.remove(best)
-            return best
-        memory = _native.Memory(num_bytes)
-        self._owned.append(memory)
-        return memory
-
-    def give_back(self, memory: _native.Memory) -> None:
-        self._free.append(memory)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(memory.bytes for memory in self._owned)
-
-
-class Scratch:
-    """Memory of the arena, which returns there with this object."""
-
-    __slots__ = ("_arena", "memory")
-
-    def __init__(self, arena: Arena, num_bytes: int) -> None:
-        self._arena = arena
-        self.memory = arena.take(num_bytes + _ALIGNMENT)
-
-    @property
-    def address(self) -> int:
-        return int(self.memory.address)
-
-    def __del__(self) -> None:
-        self._arena.give_back(self.memory)
-
-
-class Buffer(Scratch):
-    """One activation: rows of `width` values."""
-
-    __slots__ = ("dtype", "rows", "width")
-
-    def __init__(self, arena: Arena, rows: _native.Rows, max_rows: int, width: int, dtype: _native.DType) -> None:
-        super().__init__(arena, max_rows * width * _VALUE_BYTES[dtype])
-        self.rows = rows
-        self.width = width
-        self.dtype = dtype
-
-
-@dataclass(slots=True)
-class CpuLinear:
-    """A packed weight in the store of the ops that made it; see `csrc/kernels.h` for the layouts."""
-
-    address: int
-    n: int
-    k: int
-    dtype: _native.DType
-    bias: np.ndarray | None
-
-    @property
-    def bias_address(self) -> int:
-        return 0 if self.bias is None else address_of(self.bias)
-
-
-@dataclass(slots=True)
-class CpuQuantized:
-    """A quantized weight: the table tells the kernels where its parts are in the store of the ops that made it."""
-
-    table: _native.QuantizedTable
-    n: int
-    k: int
-    bias: np.ndarray | None
-
-    @property
-    def bias_address(self) -> int:
-        return 0 if self.bias is None else address_of(self.bias)
-
-
-AnyLinear = CpuLinear | CpuQuantized
 
 
 @dataclass(slots=True)
@@ -217,7 +97,7 @@ class EagerGraph:
 
 def _logits(result: Buffer, size: StepSize) -> np.ndarray:
     shape = size.num_logits, result.width
-    return _view(result.memory, np.float32, size.num_logits * result.width).reshape(shape)
+    return view(result.memory, np.float32, size.num_logits * result.width).reshape(shape)
 
 
 class CpuOps:
@@ -248,16 +128,15 @@ class CpuOps:
         self._partials: dict[int, _native.Memory] = {}
         self.runtime = _native.Runtime(threads, instruction_level(), 24 * vocab_size)
         self.kernel_nanoseconds = 0
-        self._quantization = quantization
+        self._packer = WeightPacker(self.runtime, WeightStore(), self.dtype, quantization)
         self._max_rows = {_native.Rows.TOKENS: max_tokens, _native.Rows.LOGITS: max_logits}
-        self._weights = WeightStore()
         self._arena = Arena()
         self.program: Any = _native.Program()
 
     def for_another_model(self, quantization: str | None) -> CpuOps:
         """Ops on the same threads and memory, for a model whose weights are quantized differently."""
         other = copy.copy(self)
-        other._quantization = quantization
+        other._packer = replace(self._packer, quantization=quantization)
         other.kernel_nanoseconds = 0
         return other
 
@@ -270,59 +149,10 @@ class CpuOps:
         interleaved: bool = False,
         head: bool = False,
     ) -> AnyLinear:
-        n, k = sum(source.shape[0] for source in sources), sources[0].shape[1]
-        bias = _stack_biases([self.vector(bias) for bias in biases], interleaved) if biases else None
-        rows = [
-            (address_of(source.data), source.dtype, source.shape[0], source.data.nbytes // source.shape[0])
-            for source in sources
-        ]
-        format = self._format_of(sources, head)
-        if format is not None:
-            return self._quantized_weight(rows, n, k, format, interleaved, bias)
-        # A float32 checkpoint keeps its bits in float32 arithmetic; all else is exact, or rounded once, in bf16.
-        wide = self.dtype == _native.DType.float32 and any(source.dtype in ("float32", "float16") for source in sources)
-        dtype = _native.DType.float32 if wide else _native.DType.bfloat16
-        address = self._weights.take(_native.packed_bytes(n, k, dtype, interleaved))
-        self.runtime.pack_linear(sources=rows, k=k, type=dtype, interleaved=interleaved, destination=address)
-        return CpuLinear(address, n, k, dtype, bias)
-
-    def _format_of(self, sources: Sequence[HostTensor], head: bool) -> _native.Format | None:
-        """How a weight of these sources is to be stored; None is as floats."""
-        if self._quantization == "int8":
-            return _native.Format.GROUP8 if head else _native.Format.INT8
-        if self._quantization == "int4":
-            return _native.Format.GROUP4_MIN
-        if self._quantization is None or not all(source.dtype in BLOCK_TYPES for source in sources):
-            return None
-        formats = {_native.format_of(source.dtype) for source in sources}
-        # Weights that are stored together in different types share the format that holds any of them closely.
-        return formats.pop() if len(formats) == 1 else _native.Format.GROUP8
-
-    def _quantized_weight(
-        self,
-        rows: list[tuple[int, str, int, int]],
-        n: int,
-        k: int,
-        format: _native.Format,
-        interleaved: bool,
-        bias: np.ndarray | None,
-    ) -> CpuQuantized:
-        columns, size = _native.padded_columns(n, interleaved), _native.quantized_bytes(n, k, format, interleaved)
-        group_bytes = columns * -(-k // 32) * 2
-        sizes = {"values": size, "scales": 0, "compensation": 0, "group_scales": 0, "group_minima": 0}
-        if format == _native.Format.INT8:
-            sizes |= {"scales": columns * 4, "compensation": columns * 4}
-        else:
-            minima = group_bytes if format in (_native.Format.GROUP4_MIN, _native.Format.GROUP8_MIN) else 0
-            sizes |= {"group_scales": group_bytes, "group_minima": minima}
-        addresses = {name: self._weights.take(count) for name, count in sizes.items()}
-        table = _native.QuantizedTable(**addresses, n=n, k=k, format=format)
-        self.runtime.pack_quantized(sources=rows, k=k, format=format, interleaved=interleaved, to=table)
-        return CpuQuantized(table, n, k, bias)
+        return self._packer.pack(sources, biases, interleaved, head)
 
     def vector(self, source: HostTensor, plus: float = 0.0) -> np.ndarray:
-        values = np.empty(source.num_values, np.float32)
-        _native.decode(source.dtype, address_of(source.data), source.num_values, address_of(values))
+        values = decoded(source)
         return values + np.float32(plus) if plus else values
 
     def table(self, values: np.ndarray) -> np.ndarray:
@@ -332,7 +162,7 @@ class CpuOps:
         self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
     ) -> list[CpuCache]:
         tokens = num_kv_heads * block_size
-        values = tokens * -(-head_dim // 16) * 16 * _VALUE_BYTES[self._cache_dtype]
+        values = tokens * -(-head_dim // 16) * 16 * VALUE_BYTES[self._cache_dtype]
         scales = tokens * 4 if self._cache_dtype == _native.DType.int8 else 0
         layer_bytes = 2 * (values + scales)
         stride = _block_stride(num_layers * layer_bytes)
@@ -595,14 +425,3 @@ def _block_stride(num_bytes: int) -> int:
     the processor's caches.
     """
     return num_bytes + _PAGE if num_bytes >= 32 * _PAGE and num_bytes % (4 * _PAGE) == 0 else num_bytes
-
-
-def _stack_biases(parts: Sequence[np.ndarray], interleaved: bool) -> np.ndarray:
-    """Biases in the order of the packed columns, padded to whole panels where columns are interleaved."""
-    if not interleaved:
-        return np.concatenate(parts)
-    gate, up = parts
-    padded = -(-len(gate) // 16) * 16
-    stacked = np.zeros((2, padded), np.float32)
-    stacked[0, : len(gate)], stacked[1, : len(up)] = gate, up
-    return np.ascontiguousarray(stacked.reshape(2, -1, 16).transpose(1, 0, 2)).reshape(-1)

@@ -16,7 +16,7 @@ import msgspec
 
 from interleaf.errors import ConfigError
 from interleaf.frontend.reasoning_families import family_of
-from interleaf.params import SamplingParams, StructuredOutputsParams
+from interleaf.params import SamplingParams
 from interleaf.reasoning import ReasoningMarkers
 from interleaf.server.answer_reader import AnswerReader
 from interleaf.server.errors import bad_request
@@ -29,6 +29,7 @@ from interleaf.server.tool_parsers.forced import (
     arguments_schema,
     required_grammar,
 )
+from interleaf.structured_params import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from interleaf.frontend.tokenizer import Tokenizer

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from interleaf.config import EngineConfig, ModelConfig
+from interleaf.config import EngineConfig
 from interleaf.errors import InsufficientMemoryError
 from interleaf.host_tensor import HostTensor
 from interleaf.layers.weights import Weights
 from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import SchedulerOutput, StepOutput
+from interleaf.model_config import ModelConfig
 from interleaf.models.registry import CausalModel, load_model
 from interleaf.observe import get_logger
 from interleaf.ops import LayerCache

@@ -97,3 +97,19 @@ def test_room_is_asked_for_as_much_as_is_ever_held():
     assert kv.num_blocks_missing(long, 60) == 15
     # 30 blocks of the first group, and of the second a window and a step: 3, at both ends in part, and one to change.
     assert kv.can_admit(long, [], NULL - 30 - 5) and not kv.can_admit(long, [], NULL - 30 - 4)
+
+
+def test_a_window_leaves_its_blocks_also_where_only_drafts_take_new_ones():
+    kv = manager(windows=(6,))
+    request = sequence(list(range(8)))
+    compute(kv, request)
+    for _ in range(20):
+        # A token and two drafts, which are all accepted.
+        request.output_token_ids.append(1)
+        if kv.num_blocks_needed(request, 1):
+            kv.allocate(request, 1, [])
+        assert kv.extend(request, 1, 2)[0] == 2
+        request.output_token_ids += [1, 1]
+        request.num_computed_tokens += 3
+        kv.check_invariants([request])
+        assert NULL - kv.pool.num_free <= CacheLayout((6,), (), 8).peak_pages(100, SIZE)

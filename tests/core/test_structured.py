@@ -11,8 +11,8 @@ from interleaf.core.structured import Grammar, GrammarCompiler, GrammarState, Ma
 from interleaf.errors import GrammarError
 from interleaf.frontend.grammar import grammar_source
 from interleaf.messages import Vocabulary
-from interleaf.params import StructuredOutputsParams
 from interleaf.reasoning import ReasoningMarkers
+from interleaf.structured_params import StructuredOutputsParams
 from tests.loader.tiny import byte_level_bpe
 
 VOCAB_SIZE = 384

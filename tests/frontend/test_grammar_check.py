@@ -13,7 +13,7 @@ from interleaf.errors import GrammarError
 from interleaf.frontend.grammar import grammar_source
 from interleaf.frontend.grammar_check import GrammarChecker
 from interleaf.messages import Vocabulary
-from interleaf.params import StructuredOutputsParams
+from interleaf.structured_params import StructuredOutputsParams
 from tests.loader.tiny import byte_level_bpe
 
 GOOD = grammar_source(StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "integer"}}}), [])

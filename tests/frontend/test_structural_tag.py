@@ -11,7 +11,7 @@ from interleaf.core.structured import GrammarCompiler
 from interleaf.errors import GrammarError
 from interleaf.frontend.grammar import grammar_source
 from interleaf.messages import Vocabulary
-from interleaf.params import StructuredOutputsParams
+from interleaf.structured_params import StructuredOutputsParams
 from tests.loader.tiny import SPECIAL_TOKENS, byte_level_bpe
 
 EOS = 2

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from interleaf.config import parse_model_config
 from interleaf.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -19,6 +18,7 @@ from interleaf.errors import (
 )
 from interleaf.loader import hub
 from interleaf.loader.checkpoint import open_checkpoint
+from interleaf.model_config import parse_model_config
 from tests.loader import tiny
 
 

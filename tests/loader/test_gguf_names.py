@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from interleaf.config import parse_model_config
 from interleaf.errors import CorruptCheckpointError, UnsupportedModelError
 from interleaf.host_tensor import BLOCK_TYPES, HostTensor
 from interleaf.loader.checkpoint import open_checkpoint
@@ -21,6 +20,7 @@ from interleaf.loader.gguf_names import (
     special_tokens,
     translate_config,
 )
+from interleaf.model_config import parse_model_config
 from interleaf.ops.dequantize_reference import dequantize_f32
 from tests.loader.tiny import tiny_gguf
 

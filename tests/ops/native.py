@@ -12,7 +12,8 @@ import torch
 from interleaf import _native
 from interleaf.host_tensor import HostTensor
 from interleaf.ops import ModelInput, StepSize
-from interleaf.ops.cpu import LEVEL_VARIABLE, Buffer, CpuOps, _view
+from interleaf.ops.cpu import LEVEL_VARIABLE, CpuOps
+from interleaf.ops.cpu_memory import Buffer, view
 
 LEVELS = _native.usable_levels()
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
@@ -46,17 +47,17 @@ def write(buffer: Buffer, values: torch.Tensor) -> None:
     """Put [rows, width] into a buffer, rounded to its dtype."""
     count = values.numel()
     if buffer.dtype == _native.DType.float32:
-        _view(buffer.memory, np.float32, count)[:] = values.float().numpy().reshape(-1)
+        view(buffer.memory, np.float32, count)[:] = values.float().numpy().reshape(-1)
     else:
-        _view(buffer.memory, np.int16, count)[:] = values.bfloat16().view(torch.int16).numpy().reshape(-1)
+        view(buffer.memory, np.int16, count)[:] = values.bfloat16().view(torch.int16).numpy().reshape(-1)
 
 
 def read(buffer: Buffer, rows: int) -> torch.Tensor:
     count = rows * buffer.width
     if buffer.dtype == _native.DType.float32:
-        values = torch.from_numpy(_view(buffer.memory, np.float32, count).copy())
+        values = torch.from_numpy(view(buffer.memory, np.float32, count).copy())
     else:
-        values = torch.from_numpy(_view(buffer.memory, np.int16, count).copy()).view(torch.bfloat16).float()
+        values = torch.from_numpy(view(buffer.memory, np.int16, count).copy()).view(torch.bfloat16).float()
     return values.reshape(rows, buffer.width)
 
 

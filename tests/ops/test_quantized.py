@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ import torch
 import interleaf._native as _native
 from interleaf.host_tensor import BLOCK_TYPES, HostTensor
 from interleaf.ops.cpu import CpuOps
+from interleaf.ops.cpu_memory import WeightStore
+from interleaf.ops.cpu_weights import WeightPacker
 from interleaf.ops.dequantize_reference import dequantize_f32
 from interleaf.ops.quantized_reference import round_activation, round_weight
 from tests.loader.tiny import random_tensor
@@ -21,9 +25,17 @@ SHAPES = [(1, 32, 64), (3, 33, 32), (9, 70, 100), (16, 64, 576), (33, 40, 96), (
 """rows, outputs, inputs."""
 
 
+class OneFormat(WeightPacker):
+    """Stores every weight in the format of this name."""
+
+    def _format_of(self, sources: Sequence[HostTensor], head: bool) -> _native.Format | None:
+        assert self.quantization is not None
+        return FORMATS[self.quantization]
+
+
 def quantized_ops(level: str, dtype: str, format: str, threads: int = 2) -> CpuOps:
     ops = cpu_ops(level, dtype, threads)
-    ops._format_of = lambda sources, head: FORMATS[format]  # type: ignore[method-assign]
+    ops._packer = OneFormat(ops.runtime, WeightStore(), ops.dtype, format)
     return ops
 
 
@@ -103,8 +115,7 @@ def test_gguf_types_keep_their_values(dtype: str) -> None:
     n, k = 40, 512
     rng = np.random.default_rng(4)
     raw = np.ascontiguousarray(random_tensor(rng, dtype, (n, k))).reshape(-1)
-    ops, inputs = cpu_ops(LEVELS[-1], "float32"), model_input()
-    ops._quantization = "gguf"
+    ops, inputs = cpu_ops(LEVELS[-1], "float32").for_another_model("gguf"), model_input()
     weight = ops.linear_weight([HostTensor(dtype, (n, k), raw)])
     inputs.token_ids[:n] = np.arange(n)
     actual = run(ops, lambda: ops.embedding(inputs, weight), n, inputs)

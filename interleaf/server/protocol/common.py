@@ -9,8 +9,9 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema
 
 from interleaf.observe import get_logger
-from interleaf.params import BeamSettings, SamplingParams, StructuredOutputsParams
+from interleaf.params import BeamSettings, SamplingParams
 from interleaf.server.errors import bad_request
+from interleaf.structured_params import StructuredOutputsParams
 
 logger = get_logger(__name__)
 
