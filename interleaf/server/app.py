@@ -19,6 +19,7 @@ from interleaf.server import (
     models,
     operations,
     responses,
+    stored_chats,
     tokenize,
     web_page,
 )
@@ -32,6 +33,7 @@ from interleaf.server.state import ServerState
 FAMILIES = (
     completions,
     chat,
+    stored_chats,
     responses,
     embeddings,
     invocations,

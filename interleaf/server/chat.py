@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
@@ -30,6 +32,7 @@ from interleaf.server.protocol.chat import (
     Delta,
 )
 from interleaf.server.routing import JsonRoute, responses
+from interleaf.server.stored_chats import keep, kept_when_done
 from interleaf.server.streaming import EventStream, event, guarded, json_response, until_gone
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
@@ -40,7 +43,8 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     """Answer a conversation."""
     job = Job.of(body, context_of(request))
     if body.stream:
-        return await EventStream.begin(request.receive, guarded(job.chunks()))
+        chunks = kept_when_done(job.context, body, job.chunks()) if body.store else job.chunks()
+        return await EventStream.begin(request.receive, guarded(chunks))
     return json_response(await until_gone(request.receive, job.response()))
 
 
@@ -76,6 +80,9 @@ class Job:
             output_kind=RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY,
         )
         identifier = generation.identifier("chatcmpl", context, body)
+        if body.store:
+            # Never made of the client's id: that may come twice, and one chat must not take another's place.
+            identifier = f"chatcmpl-{uuid.uuid4().hex}"
         return Job(body, context, identifier, model, params, tool_choice_of(body))
 
     @property
@@ -112,7 +119,8 @@ class Job:
         """The whole response."""
         prompt, answers = await self.prompt()
         counter = UsageCounter(1)
-        response = ChatResponse(self.id, self.created, self.model, [], counter.usage())
+        fingerprint = self.context.state.fingerprint
+        response = ChatResponse(self.id, self.created, self.model, [], counter.usage(), fingerprint)
         async with aclosing(generated(self.context, self.body, [prompt], self.params, self.id)) as outputs:
             async for _, output in outputs:
                 counter.add(0, output)
@@ -123,6 +131,8 @@ class Job:
                     response.prompt_logprobs = of_prompt(output.prompt_logprobs) or []
         counter.reasoning_tokens = answers.num_reasoning_tokens(self.context.engine.tokenizer)
         response.usage = counter.usage()
+        if self.body.store:
+            await keep(self.context, self.body, msgspec.to_builtins(response))
         return response
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
@@ -132,7 +142,7 @@ class Job:
         echo = self.echo()
         counter = UsageCounter(1)
         begun: set[int] = set()
-        chunk = ChatChunk(self.id, self.created, self.model, [])
+        chunk = ChatChunk(self.id, self.created, self.model, [], self.context.state.fingerprint)
         async with aclosing(generated(self.context, self.body, [prompt], self.params, self.id)) as outputs:
             async for _, output in outputs:
                 counter.add(0, output)
@@ -151,7 +161,8 @@ class Job:
                         yield event(chunk)
         if usage_at_end:
             counter.reasoning_tokens = answers.num_reasoning_tokens(self.context.engine.tokenizer)
-            yield event(ChatChunk(self.id, self.created, self.model, [], counter.usage()))
+            chunk.choices, chunk.usage = [], counter.usage()
+            yield event(chunk)
 
     def _choice(self, one: CompletionOutput, answers: ChatAnswers) -> ChatChoice:
         message, finish_reason = answers.message(one)

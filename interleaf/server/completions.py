@@ -122,7 +122,8 @@ class Job:
                 for rank, one in enumerate(self._best(output.outputs)):
                     choices.append(self._choice(number, number * self.count + rank, output, one, first=True))
         choices.sort(key=lambda choice: choice.index)
-        return CompletionResponse(self.id, self.created, self.model, choices, counter.usage())
+        fingerprint = self.context.state.fingerprint
+        return CompletionResponse(self.id, self.created, self.model, choices, fingerprint, counter.usage())
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The response in pieces."""
@@ -130,7 +131,7 @@ class Job:
         prompts = await self.prompts()
         counter = UsageCounter(len(prompts))
         begun: set[int] = set()
-        chunk = CompletionResponse(self.id, self.created, self.model, [])
+        chunk = CompletionResponse(self.id, self.created, self.model, [], self.context.state.fingerprint)
         async with aclosing(self.outputs(prompts)) as outputs:
             async for number, output in outputs:
                 counter.add(number, output)
@@ -146,7 +147,8 @@ class Job:
                     begun.add(index)
                     yield event(chunk)
         if usage_at_end:
-            yield event(CompletionResponse(self.id, self.created, self.model, [], counter.usage()))
+            chunk.choices, chunk.usage = [], counter.usage()
+            yield event(chunk)
 
     def _tells_tokens(self, output: CompletionOutput) -> bool:
         return bool(output.token_ids) and (self.body.logprobs is not None or bool(self.body.return_token_ids))

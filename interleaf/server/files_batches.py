@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from starlette.responses import FileResponse
 
@@ -61,7 +62,7 @@ async def upload_file(
     with path.open("wb") as kept:
         while chunk := await file.read(CHUNK_BYTES):
             await asyncio.to_thread(kept.write, chunk)
-    return json_response(store.add_file(file_id, file.filename or "file", purpose, lifetime))
+    return json_response(_told(store.add_file(file_id, file.filename or "file", purpose, lifetime)))
 
 
 @router.get("/v1/files", responses=responses(FileList))
@@ -75,13 +76,13 @@ async def list_files(
     """The files that are kept."""
     files = [one for one in state_of(request).files.files() if purpose in (None, one.purpose)]
     page, has_more = _page(files if order == "desc" else files[::-1], after, limit)
-    return json_response(FileList(page, page[0].id if page else None, page[-1].id if page else None, has_more))
+    return json_response(_told_page(page, has_more))
 
 
 @router.get("/v1/files/{file_id}", responses=responses(FileObject))
 async def retrieve_file(file_id: str, request: Request) -> Response:
     """What is known of a file."""
-    return json_response(state_of(request).files.file(file_id))
+    return json_response(_told(state_of(request).files.file(file_id)))
 
 
 @router.get("/v1/files/{file_id}/content", responses=responses(media_type="application/octet-stream"))
@@ -122,7 +123,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
         metadata=body.metadata,
         output_expires_after=None if body.output_expires_after is None else body.output_expires_after.seconds,
     )
-    response = json_response(batch)
+    response = json_response(_told(batch))
     if state.peers.is_owner:
         start(state, batch)
         # A task that is cancelled before it has begun could not write down its end.
@@ -141,19 +142,29 @@ async def list_batches(
 ) -> Response:
     """The batches that are known."""
     page, has_more = _page(state_of(request).files.batches(), after, limit)
-    return json_response(BatchList(page, page[0].id if page else None, page[-1].id if page else None, has_more))
+    return json_response(_told_page(page, has_more))
 
 
 @router.get("/v1/batches/{batch_id}", responses=responses(BatchObject))
 async def retrieve_batch(batch_id: str, request: Request) -> Response:
     """How far a batch is."""
-    return json_response(await _told_by_owner(state_of(request), "batch", batch_id))
+    return json_response(_told(await _told_by_owner(state_of(request), "batch", batch_id)))
 
 
 @router.post("/v1/batches/{batch_id}/cancel", responses=responses(BatchObject))
 async def cancel_batch(batch_id: str, request: Request) -> Response:
     """End a batch; what is done is kept."""
-    return json_response(await _told_by_owner(state_of(request), "cancel_batch", batch_id))
+    return json_response(_told(await _told_by_owner(state_of(request), "cancel_batch", batch_id)))
+
+
+def _told(one: FileObject | BatchObject) -> dict[str, Any]:
+    """An object without the fields that it has no value for: OpenAI's document leaves them out."""
+    return {name: value for name, value in msgspec.to_builtins(one).items() if value is not None}
+
+
+def _told_page(page: Sequence[FileObject | BatchObject], has_more: bool) -> dict[str, Any]:
+    ends = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
+    return {"object": "list", "data": [_told(one) for one in page], "has_more": has_more, **ends}
 
 
 def answer_peers(state: ServerState) -> None:

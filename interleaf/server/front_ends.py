@@ -23,7 +23,7 @@ from interleaf.observe import LogSettings, get_logger
 from interleaf.server.front_end import GO, READY, STOP, FrontEndOptions, FrontEndStart
 from interleaf.server.launch import LAST_SECONDS, Signals, first, remove_own_socket, spread
 from interleaf.server.options import Listen, ServerOptions
-from interleaf.server.response_store import MAX_IN_MEMORY, open_store
+from interleaf.server.response_store import MAX_IN_MEMORY, StoredResponse, open_store
 
 logger = get_logger(__name__)
 
@@ -100,7 +100,7 @@ async def _shared_stores(options: ServerOptions, directory: Path) -> ServerOptio
     if options.response_store is None:
         options = replace(options, response_store=directory / "responses.sqlite", max_stored_responses=MAX_IN_MEMORY)
     # Made here, so that they don't all make it at once.
-    await open_store(options.response_store).close()
+    await open_store(StoredResponse, options.response_store).close()
     return replace(options, files_dir=options.files_dir or directory / "files")
 
 

@@ -72,7 +72,7 @@ class ResponseItems:
         place = {"item_id": item.id, "output_index": index}
         item.status = status
         if isinstance(item, OutputCall):
-            yield "function_call_arguments.done", {**place, "arguments": item.arguments}
+            yield "function_call_arguments.done", {**place, "name": item.name, "arguments": item.arguments}
         else:
             yield from self._end_of_part(item, {**place, "content_index": 0})
         yield "output_item.done", {"output_index": index, "item": item}

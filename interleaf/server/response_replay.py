@@ -13,7 +13,8 @@ DELTAS = {"output_text": "output_text", "reasoning_text": "reasoning_text"}
 
 def beginning(body: dict[str, Any], after: int) -> Iterator[bytes]:
     """The first two events, before anything was written; of them those behind number `after`."""
-    unwritten = {**body, "status": "in_progress", "output": [], "usage": None, "completed_at": None}
+    unwritten = {**body, "status": "in_progress", "output": [], "completed_at": None}
+    unwritten.pop("usage", None)
     unwritten |= {"error": None, "incomplete_details": None}
     for number, kind in enumerate(("created", "in_progress")):
         if number > after:
@@ -39,7 +40,7 @@ def _of_item(index: int, item: dict[str, Any]) -> Iterator[tuple[str, dict[str, 
     yield "output_item.added", {"output_index": index, "item": {**item, "status": "in_progress", **empty}}
     if item["type"] == "function_call":
         yield "function_call_arguments.delta", {**place, "delta": item["arguments"]}
-        yield "function_call_arguments.done", {**place, "arguments": item["arguments"]}
+        yield "function_call_arguments.done", {**place, "name": item["name"], "arguments": item["arguments"]}
     for number, part in enumerate(item.get("content", ())):
         yield from _of_part({**place, "content_index": number}, part)
     yield "output_item.done", {"output_index": index, "item": item}

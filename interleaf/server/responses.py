@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
+from msgspec import UNSET
 
 from interleaf.outputs import CompletionOutput, RequestOutput
 from interleaf.params import RequestOutputKind
@@ -466,9 +467,10 @@ def _input_item(item: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _told_again(response: ResponseObject, body: ResponseRequest) -> ResponseObject:
     """The response with the fields of its request that are told again."""
-    names = ("instructions", "max_output_tokens", "previous_response_id", "user")
+    names = ("instructions", "max_output_tokens", "previous_response_id")
     for name in (*names, "max_tool_calls", "prompt_cache_key", "safety_identifier"):
         setattr(response, name, getattr(body, name))
+    response.user = body.user or UNSET
     for name in ("temperature", "top_p", "top_logprobs", "metadata", "store", "background", "parallel_tool_calls"):
         if getattr(body, name) is not None:
             setattr(response, name, getattr(body, name))

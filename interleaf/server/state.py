@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
+from interleaf import __version__
+from interleaf.config import EngineConfig
 from interleaf.frontend.board import Tally
 from interleaf.server.answers import AnswerParsers
 from interleaf.server.engine import Engine
@@ -17,7 +20,7 @@ from interleaf.server.errors import ApiError
 from interleaf.server.file_store import FileStore
 from interleaf.server.options import ServerOptions
 from interleaf.server.peers import Peers
-from interleaf.server.response_store import open_store
+from interleaf.server.response_store import StoredChat, StoredResponse, open_store
 
 if TYPE_CHECKING:
     from interleaf.server.files_batches import RunningBatch
@@ -28,11 +31,13 @@ class ServerState:
 
     Fields:
         parsers: of tool calls and reasoning.
+        fingerprint: of what an answer depends on besides its request; the same for each server that is set up the same.
         draining: no new work is taken; the server ends when `in_flight` is 0.
         in_flight: requests, and work in the background, that have not ended here.
         peers: the other front ends.
         started: Unix time of the start.
         response_store: of /v1/responses.
+        chat_store: of chats that are to be kept.
         background_responses: those that are being written, by id.
         files: uploaded files, and batches.
         batches: those that have not ended, by id.
@@ -43,11 +48,14 @@ class ServerState:
         self.engine = engine
         self.options = options
         self.parsers = AnswerParsers(options, engine.tokenizer, _template(engine, options))
+        self.fingerprint = _fingerprint(engine.config)
         self.draining = False
         self.in_flight = 0
         self.peers = peers or Peers()
         self.started = int(time.time())
-        self.response_store = open_store(options.response_store, options.max_stored_responses)
+        kept = (options.response_store, options.max_stored_responses)
+        self.response_store = open_store(StoredResponse, *kept)
+        self.chat_store = open_store(StoredChat, *kept)
         self.background_responses: dict[str, asyncio.Task[None]] = {}
         self.files = FileStore(options.files_dir)
         self.batches: dict[str, RunningBatch] = {}
@@ -113,7 +121,14 @@ class ServerState:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.peers.close()
         await self.response_store.close()
+        await self.chat_store.close()
         self.files.close()
+
+
+def _fingerprint(config: EngineConfig) -> str:
+    facts = (__version__, config.model_name, config.model, config.dtype, config.quantization, config.cache.dtype)
+    told = repr((*facts, config.scheduler.max_model_len))
+    return f"fp_{hashlib.sha256(told.encode()).hexdigest()[:10]}"
 
 
 def _template(engine: Engine, options: ServerOptions) -> str | None:

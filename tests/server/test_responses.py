@@ -39,7 +39,7 @@ async def test_a_response(client: httpx.AsyncClient) -> None:
     assert message["content"] == [{"type": "output_text", "text": "hello there", "annotations": [], "logprobs": []}]
     assert body["usage"] == {
         "input_tokens": 7,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": 12,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": 19,
@@ -221,7 +221,7 @@ async def test_a_file_keeps_them(make_client: MakeClient, tmp_path: Path) -> Non
 
 
 async def test_what_a_dead_server_left(make_client: MakeClient, tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "store")
+    store = SqliteStore(StoredResponse, tmp_path / "store")
     await store.put(StoredResponse(f"resp_{1:032x}", {"status": "in_progress", "background": True}, [], []))
     await store.close()
     async with make_client(response_store=tmp_path / "store") as client:
@@ -229,7 +229,7 @@ async def test_what_a_dead_server_left(make_client: MakeClient, tmp_path: Path) 
 
 
 async def test_memory_is_bounded() -> None:
-    store = MemoryStore(max_count=2, max_bytes=10_000)
+    store = MemoryStore(StoredResponse, max_count=2, max_bytes=10_000)
     for name in "abc":
         await store.put(StoredResponse(name, {}, [], []))
         assert await store.get("a") is not None or name == "c"

@@ -9,7 +9,15 @@ from msgspec import UNSET, UnsetType
 from pydantic import Field
 
 from interleaf.server.errors import bad_request
-from interleaf.server.protocol.common import ApiModel, FirstMistake, PromptLogprobsField, SamplingFields, Texts, Usage
+from interleaf.server.protocol.common import (
+    ApiModel,
+    FirstMistake,
+    Metadata,
+    PromptLogprobsField,
+    SamplingFields,
+    Texts,
+    Usage,
+)
 
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1_000
@@ -102,6 +110,9 @@ class ChatCompletionRequest(SamplingFields, TemplateFields):
     thinking_token_budget: int | None = Field(None, ge=0, le=2**31 - 1)
     max_thinking_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     modalities: Texts | None = None
+    store: bool | None = False
+    metadata: Metadata | None = None
+    user: str | None = None
     echo: bool | None = False
 
     def check_fields(self) -> None:
@@ -113,6 +124,12 @@ class ChatCompletionRequest(SamplingFields, TemplateFields):
                 raise bad_request("top_logprobs must be at least 0.", "top_logprobs")
             if self.top_logprobs and not self.logprobs:
                 raise bad_request("top_logprobs needs logprobs set to true.", "top_logprobs")
+
+
+class ChatUpdate(ApiModel):
+    """What can be changed of a chat that is kept."""
+
+    metadata: Metadata | None
 
 
 class TopLogprob(msgspec.Struct):
@@ -173,11 +190,44 @@ class ChatResponse(msgspec.Struct):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    system_fingerprint: str
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobsField | UnsetType = UNSET
     object: str = "chat.completion"
     service_tier: str = "default"
-    system_fingerprint: str | None = None
+
+
+class ChatList(msgspec.Struct):
+    data: list[ChatResponse]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: str = "list"
+
+
+class ChatDeleted(msgspec.Struct):
+    id: str
+    deleted: bool = True
+    object: str = "chat.completion.deleted"
+
+
+class StoredMessage(msgspec.Struct):
+    """A message of a request; `content_parts` are there where its content came in parts."""
+
+    id: str
+    role: str
+    content: str | None
+    content_parts: list[dict[str, str]] | None = None
+    name: str | None = None
+    refusal: None = None
+
+
+class StoredMessageList(msgspec.Struct):
+    data: list[StoredMessage]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: str = "list"
 
 
 class CallDelta(msgspec.Struct):
@@ -211,8 +261,8 @@ class ChatChunk(msgspec.Struct):
     created: int
     model: str
     choices: list[ChunkChoice]
+    system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     object: str = "chat.completion.chunk"
     service_tier: str = "default"
-    system_fingerprint: str | None = None

@@ -45,7 +45,7 @@ WITHOUT_EFFECT = {
     "prompt_cache_retention": "every prefix is cached",
     "safety_identifier": "users are not told apart",
     "service_tier": "there is one",
-    "store": "chats and completions are not stored",
+    "store": "completions are not stored",
     "user": "users are not told apart",
     "verbosity": "the model decides",
 }
@@ -68,6 +68,12 @@ TokenIds = Annotated[
 ]
 LogitBias = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}})]
 """What is in it is checked by `SamplingParams`."""
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+"""Notes of a client, with OpenAI's limits."""
 
 
 class ApiModel(BaseModel):

@@ -90,9 +90,9 @@ class CompletionResponse(msgspec.Struct):
     created: int
     model: str
     choices: list[CompletionChoice]
+    system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
     object: str = "text_completion"
-    system_fingerprint: str | None = None
 
 
 def listed_prompts(prompts: Any, name: str) -> list[str | list[int]]:

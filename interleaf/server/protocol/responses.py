@@ -153,7 +153,10 @@ class ResponseRequest(ApiModel):
 
 
 class InputTokensDetails(msgspec.Struct):
+    """Writing into the prefix cache costs nothing, so it is not counted."""
+
     cached_tokens: int
+    cache_write_tokens: int = 0
 
 
 class OutputTokensDetails(msgspec.Struct):
@@ -223,7 +226,7 @@ class ResponseObject(msgspec.Struct):
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     output: list[OutputItem] = []
-    usage: ResponseUsage | None = None
+    usage: ResponseUsage | UnsetType = UNSET
     instructions: str | None = None
     max_output_tokens: int | None = None
     metadata: dict[str, str] = {}
@@ -239,7 +242,7 @@ class ResponseObject(msgspec.Struct):
     top_logprobs: int = 0
     top_p: float = 1.0
     truncation: str = "disabled"
-    user: str | None = None
+    user: str | UnsetType = UNSET
     max_tool_calls: int | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
@@ -260,6 +263,7 @@ class ResponseEvent(msgspec.Struct):
     part: OutputText | ReasoningText | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
     logprobs: list[Any] | UnsetType = UNSET
 
