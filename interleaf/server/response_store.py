@@ -90,7 +90,7 @@ class MemoryStore(Store[T]):
     """Keeps as many as its limits allow; the least recently used go first."""
 
     def __init__(self, kind: type[T], max_count: int = MAX_IN_MEMORY, max_bytes: int = MAX_BYTES_IN_MEMORY) -> None:
-        self._kind = kind
+        self._kind: type[T] = kind
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._encoded: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
@@ -110,7 +110,8 @@ class MemoryStore(Store[T]):
         if name not in self._encoded:
             return None
         self._encoded.move_to_end(name)
-        return msgspec.json.decode(self._encoded[name][1], type=self._kind)
+        found: T = msgspec.json.decode(self._encoded[name][1], type=self._kind)
+        return found
 
     async def delete(self, name: str) -> bool:
         _, encoded = self._encoded.pop(name, (0, b""))
@@ -133,7 +134,7 @@ class SqliteStore(Store[T]):
     """Keeps all of them, or the last `max_count`. Several processes may use the same file."""
 
     def __init__(self, kind: type[T], path: Path, max_count: int | None = None) -> None:
-        self._kind = kind
+        self._kind: type[T] = kind
         self._table = TABLES[kind]
         self._lock = threading.Lock()
         self._max_count = max_count

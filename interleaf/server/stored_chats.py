@@ -77,7 +77,7 @@ class _Streamed:
         """Take the next chunk."""
         self._head |= {name: value for name, value in chunk.items() if name != "choices" and value is not None}
         for piece in chunk["choices"]:
-            message = {"role": "assistant", "content": None, "refusal": None, "annotations": []}
+            message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None, "annotations": []}
             new = {"index": piece["index"], "message": message, "logprobs": None, "stop_reason": None}
             choice = self._choices.setdefault(piece["index"], new)
             choice |= {name: piece[name] for name in ("finish_reason", "stop_reason") if piece.get(name) is not None}
