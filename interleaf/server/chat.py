@@ -42,6 +42,9 @@ router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """Answer a conversation."""
     job = Job.of(body, context_of(request))
+    if body.store and await job.context.state.chat_store.get(job.id) is not None:
+        # A client's id may come twice, and one chat must not take another's place.
+        job.id = f"chatcmpl-{uuid.uuid4().hex}"
     if body.stream:
         chunks = kept_when_done(job.context, body, job.chunks()) if body.store else job.chunks()
         return await EventStream.begin(request.receive, guarded(chunks))
@@ -80,9 +83,6 @@ class Job:
             output_kind=RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY,
         )
         identifier = generation.identifier("chatcmpl", context, body)
-        if body.store:
-            # Never made of the client's id: that may come twice, and one chat must not take another's place.
-            identifier = f"chatcmpl-{uuid.uuid4().hex}"
         return Job(body, context, identifier, model, params, tool_choice_of(body))
 
     @property

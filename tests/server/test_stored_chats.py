@@ -45,6 +45,13 @@ async def test_a_chat_is_kept_until_it_is_deleted(client: httpx.AsyncClient) -> 
         assert error(gone)["status"] == 404
 
 
+async def test_a_client_that_gives_an_id_twice(client: httpx.AsyncClient) -> None:
+    first, second = [(await chat(client, request_id="mine", seed=seed)).json() for seed in (1, 2)]
+    assert first["id"] == "chatcmpl-mine" != second["id"]
+    for answer in (first, second):
+        assert (await client.get(f"{PATH}/{answer['id']}")).json()["choices"] == answer["choices"]
+
+
 async def test_its_messages(client: httpx.AsyncClient) -> None:
     name = (await chat(client)).json()["id"]
     told = (await client.get(f"{PATH}/{name}/messages")).json()
