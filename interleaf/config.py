@@ -16,6 +16,7 @@ from interleaf.errors import ConfigError, InsufficientMemoryError
 from interleaf.machine import usable_cores
 from interleaf.model_config import ModelConfig, parse_model_config
 from interleaf.speculative_config import SpeculativeConfig, parse_speculative_config
+from interleaf.vllm_options import without_vllm_options
 
 BUILTIN_MODEL = "smollm2-135m-instruct"
 """The model used when none is named; see `interleaf.loader.builtin`."""
@@ -75,7 +76,9 @@ class EngineArgs:
         threads: of the native library; None is every core the process may use.
         speculative_config: how to speculate, as `interleaf.speculative_config.SpeculativeConfig` in JSON.
         logits_processors: custom logits processors: classes, or "module:Class" of what can be imported.
-        trust_remote_code: accepted for compatibility; code from checkpoints is never run.
+        generation_config: whose sampling defaults apply: "auto" the checkpoint's, "vllm" none, or those of a
+            directory with a generation_config.json.
+        override_generation_config: what goes before them, under the names in generation_config.json.
     """
 
     model: str | None = None
@@ -99,7 +102,8 @@ class EngineArgs:
     chat_template: str | None = None
     logits_processors: Sequence[Any] = ()
     speculative_config: dict[str, Any] | str | None = None
-    trust_remote_code: bool = False
+    generation_config: str = "auto"
+    override_generation_config: dict[str, Any] | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,11 +384,12 @@ def _fit_context(args: EngineArgs, max_model_len: int, capacity: int) -> int:
 
 
 def engine_args(options: Mapping[str, Any]) -> EngineArgs:
-    """Build `EngineArgs` from keyword options.
+    """Build `EngineArgs` from keyword options; those that only vLLM has are checked, and dropped.
 
     Raises:
-        ConfigError: an option has no such name.
+        ConfigError: an option has no such name, or a value that cannot be had.
     """
+    options = without_vllm_options(options)
     known = {name: value for name, value in options.items() if name in EngineArgs.__dataclass_fields__}
     unknown = sorted(set(options) - set(known))
     if unknown:

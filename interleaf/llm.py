@@ -84,6 +84,7 @@ class LLM:
         args = engine_args({"model": model, **options})
         # Imported here, so that a mistyped option costs no second of loading.
         from interleaf.engine.client import InProcessClient
+        from interleaf.frontend.generation_config import generation_config
         from interleaf.frontend.tokenizer import load_tokenizer
         from interleaf.loader.checkpoint import open_checkpoint
 
@@ -94,7 +95,7 @@ class LLM:
         except BaseException:
             checkpoint.close()
             raise
-        self._attach(client, tokenizer, checkpoint.generation_config, args)
+        self._attach(client, tokenizer, generation_config(args, checkpoint.generation_config), args)
         self._checkpoint = checkpoint
 
     @classmethod

@@ -14,7 +14,16 @@ from typing import Any
 
 from interleaf.config import DTYPES, QUANTIZATIONS, EngineArgs
 from interleaf.params import SamplingParams
+from interleaf.vllm_options import NAMES, OPTIONAL_VALUES, SWITCHES_WITHOUT_EFFECT
 
+VLLM_SHORT = {
+    "tensor_parallel_size": ("-tp",),
+    "pipeline_parallel_size": ("-pp",),
+    "data_parallel_size": ("-dp",),
+    "compilation_config": ("-cc",),
+    "optimization_level": ("-O",),
+}
+TOKEN_UNITS = {"": 1, "k": 1000, "K": 1 << 10, "m": 1000**2, "M": 1 << 20}
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -24,6 +33,16 @@ def size_in_bytes(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 4G, 512M or 1000000")
     return int(float(match[1]) * SIZE_UNITS[match[2]])
+
+
+def context_length(text: str) -> int | None:
+    """Tokens of "4096", "32k" (32,000) or "32K" (32,768); None for "auto" or "-1"."""
+    if text.lower() in ("auto", "-1"):
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens such as 4096 or 32K")
+    return int(float(match[1]) * TOKEN_UNITS[match[2]])
 
 
 def token_ids(text: str) -> list[int]:
@@ -67,7 +86,12 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=list(DTYPES), help="of the arithmetic")
     add("--kv-cache-dtype", help="of keys and values: auto (as --dtype) or int8 (one scale a token and head)")
     add("--quantization", choices=QUANTIZATIONS, help="of the weights; gguf: as the file has them")
-    add("--max-model-len", type=int, help="longest context in tokens, prompt and output together")
+    add(
+        "--max-model-len",
+        type=context_length,
+        metavar="TOKENS",
+        help="longest context, prompt and output together, such as 4096 or 32K; auto: what fits",
+    )
     add("--max-num-seqs", type=int, help="sequences that run at once")
     add("--max-num-batched-tokens", type=int, help="tokens computed in one step")
     add("--block-size", type=int, help="tokens in a KV block, a multiple of 16")
@@ -78,14 +102,33 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--scheduling-policy", choices=["fcfs", "priority"], help="which request runs first")
     add("--max-logprobs", type=int, help="most logprobs that may be asked for; -1 is the whole vocabulary")
     add("--logits-processors", nargs="+", metavar="MODULE:CLASS", help="custom logits processors to import")
+    add(
+        "--generation-config",
+        metavar="DIR",
+        help="whose sampling defaults apply: auto: the model's; vllm: none; or those of a directory",
+    )
+    add("--override-generation-config", type=json_object, metavar="JSON", help='such as {"temperature": 0.2}')
     add("--speculative-config", type=json_object, metavar="JSON", help='drafts, such as {"method": "ngram"}')
     add("--threads", type=int, help="of computation (default: every core)")
+    _add_vllm_flags(group)
+
+
+def _add_vllm_flags(group: argparse._ArgumentGroup) -> None:
+    """Flags that only vLLM has a use for, left out of the help; `interleaf.vllm_options` says what becomes of them."""
+    for name in NAMES:
+        flags = [*VLLM_SHORT.get(name, ()), "--" + name.replace("_", "-")]
+        if name in SWITCHES_WITHOUT_EFFECT:
+            group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
+        elif name in OPTIONAL_VALUES:
+            group.add_argument(*flags, nargs="?", const="true", help=argparse.SUPPRESS)
+        else:
+            group.add_argument(*flags, nargs="+" if name == "lora_modules" else None, help=argparse.SUPPRESS)
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The engine flags that were given (and `seed`, if the subcommand has it), as keyword arguments of `LLM`."""
-    given = vars(args)
-    return {field.name: given[field.name] for field in fields(EngineArgs) if field.name in given}
+    names = {field.name for field in fields(EngineArgs)} | NAMES
+    return {name: value for name, value in vars(args).items() if name in names}
 
 
 ANSWER_OPTIONS = (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interleaf.cli.flags import ANSWER_OPTIONS, add_answer_flags, add_engine_flags, engine_options, size_in_bytes
+from interleaf.cli.http_flags import add_http_flags, http_options
 from interleaf.config import BUILTIN_MODEL, engine_args
 from interleaf.errors import ConfigError
 from interleaf.observe import LOG_LEVELS, LogSettings, configure_logging, share_log
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_address_flags(group)
     _add_access_flags(group)
     _add_operation_flags(group)
+    add_http_flags(parser)
     add_answer_flags(parser)
     add_engine_flags(parser)
     parser.add_argument(
@@ -112,12 +114,18 @@ def _add_operation_flags(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     given = given_flags(args)
-    log_level = given["log_level"].upper() if "log_level" in given else None
+    log_level = _log_level(given)
     configure_logging(LogSettings(log_level, given.get("log_format") == "json"), default_level="INFO")
     for name in ("uvicorn", "opentelemetry"):
         share_log(name)
     _serve(given)
     return 0
+
+
+def _log_level(given: dict[str, Any]) -> str | None:
+    """Of the log; `--uvicorn-log-level` is what vLLM calls it."""
+    level = given.get("log_level") or given.get("uvicorn_log_level")
+    return "DEBUG" if level == "trace" else level and level.upper()
 
 
 def given_flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -188,7 +196,7 @@ def _serve(given: dict[str, Any]) -> None:
     listen = Listen(**{name: given[name] for name in Listen.__dataclass_fields__ if name in given})
     if bool(listen.ssl_keyfile) != bool(listen.ssl_certfile):
         raise ConfigError("HTTPS needs both --ssl-keyfile and --ssl-certfile.")
-    for path in filter(None, (listen.ssl_keyfile, listen.ssl_certfile)):
+    for path in filter(None, (listen.ssl_keyfile, listen.ssl_certfile, listen.ssl_ca_certs)):
         if not Path(path).is_file():
             raise ConfigError(f"There is no file {path!r} for HTTPS.")
     with bind(listen) as bound, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -223,7 +231,8 @@ def server_options(given: dict[str, Any]) -> ServerOptions:
     fields["served_model_names"] = tuple(given.get("served_model_name") or [given.get("model", BUILTIN_MODEL)])
     fields["api_keys"] = (*given.get("api_key", ()), *filter(None, [os.environ.get(KEY_VARIABLE)]))
     fields["allowed_origins"] = _origins(given.get("allowed_origins", ()))
-    fields["log_requests"] = "disable_access_log" not in given
+    fields["log_requests"] = given.keys().isdisjoint({"disable_access_log", "disable_uvicorn_access_log"})
+    fields |= http_options(given)
     return ServerOptions(**fields)
 
 

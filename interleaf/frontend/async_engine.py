@@ -408,12 +408,13 @@ class AsyncEngine:
 
 
 def _load_tokenizer(args: EngineArgs) -> tuple[Tokenizer, Mapping[str, Any]]:
-    """The tokenizer, and the checkpoint's generation_config.json."""
+    """The tokenizer, and the generation_config.json to go by."""
+    from interleaf.frontend.generation_config import generation_config
     from interleaf.frontend.tokenizer import load_tokenizer
     from interleaf.loader.checkpoint import open_checkpoint
 
     with open_checkpoint(args.model, args.revision) as checkpoint:
-        return load_tokenizer(args.tokenizer or checkpoint), checkpoint.generation_config
+        return load_tokenizer(args.tokenizer or checkpoint), generation_config(args, checkpoint.generation_config)
 
 
 async def _gets_on(connection: Connection, patience: float) -> bool:

@@ -25,7 +25,7 @@ from interleaf.server import (
 )
 from interleaf.server.engine import Engine
 from interleaf.server.errors import install_handlers
-from interleaf.server.middleware import Edge
+from interleaf.server.middleware import Edge, add_middleware
 from interleaf.server.options import ServerOptions
 from interleaf.server.peers import Peers
 from interleaf.server.state import ServerState
@@ -71,6 +71,7 @@ def create_app(engine: Engine, options: ServerOptions, peers: Peers | None = Non
         # The framework's own pages load scripts from elsewhere; ours is in web_page.
         docs_url=None,
         redoc_url=None,
+        openapi_url="/openapi.json" if options.serve_docs else None,
         # Endpoints return responses; the document shall not claim JSON where there is none.
         default_response_class=Response,
     )
@@ -79,12 +80,15 @@ def create_app(engine: Engine, options: ServerOptions, peers: Peers | None = Non
         app.include_router(family.router)
     install_handlers(app, [route for family in FAMILIES for route in family.router.routes])
     app.add_middleware(Edge, state=state)
+    for name in options.middleware:
+        add_middleware(app, name)
     if options.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=options.allowed_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
+            allow_methods=options.allowed_methods,
+            allow_headers=options.allowed_headers,
+            allow_credentials=options.allow_credentials,
             expose_headers=["X-Request-Id"],
         )
     return app

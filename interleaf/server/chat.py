@@ -88,7 +88,9 @@ class Job:
     @property
     def role(self) -> str:
         """Of the answer: the assistant's, unless it goes on behind a given message."""
-        return "assistant" if self.body.add_generation_prompt is not False else self.body.messages[-1].role
+        if self.body.add_generation_prompt is False:
+            return self.body.messages[-1].role
+        return self.context.state.options.response_role
 
     def echo(self) -> str:
         """The given message that the answer goes on behind, where it shall be told again."""
@@ -137,7 +139,7 @@ class Job:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The response in pieces: for each choice its role, then what is new."""
-        usage_at_end, usage_always = self.body.usage_in_stream
+        usage_at_end, usage_always = self.body.usage_in_stream(self.context.state.options.force_include_usage)
         prompt, answers = await self.prompt()
         echo = self.echo()
         counter = UsageCounter(1)
@@ -188,5 +190,5 @@ class Job:
     def _logprobs(self, one: CompletionOutput) -> ChatLogprobs | None:
         if not self.body.logprobs or one.logprobs is None:
             return None
-        writer = LogprobWriter(self.context.engine.tokenizer, bool(self.body.return_tokens_as_token_ids))
+        writer = LogprobWriter(self.context.engine.tokenizer, generation.tokens_as_ids(self.context, self.body))
         return writer.chat(one.token_ids, one.logprobs, self.body.top_logprobs or 0)

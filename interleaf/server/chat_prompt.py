@@ -60,7 +60,7 @@ def _rendered(state: ServerState, body: TemplateFields, with_tools: bool, messag
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
         tools=tools or None,
-        chat_template_kwargs=_template_variables(body),
+        chat_template_kwargs={**(state.options.default_chat_template_kwargs or {}), **_template_variables(body)},
     )
 
 

@@ -127,7 +127,7 @@ class Job:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The response in pieces."""
-        usage_at_end, usage_always = self.body.usage_in_stream
+        usage_at_end, usage_always = self.body.usage_in_stream(self.context.state.options.force_include_usage)
         prompts = await self.prompts()
         counter = UsageCounter(len(prompts))
         begun: set[int] = set()
@@ -188,7 +188,7 @@ class Job:
     def _logprobs(
         self, index: int, output: RequestOutput, one: CompletionOutput, prompt: PromptLogprobs | None
     ) -> CompletionLogprobs:
-        writer = LogprobWriter(self.context.engine.tokenizer, bool(self.body.return_tokens_as_token_ids))
+        writer = LogprobWriter(self.context.engine.tokenizer, generation.tokens_as_ids(self.context, self.body))
         token_ids = [*(output.prompt_token_ids if prompt else []), *one.token_ids]
         entries: list[dict[int, Logprob] | None] = [*(prompt or []), *(one.logprobs or [])]
         told = writer.legacy(token_ids, entries, self.body.logprobs or 0, self.offsets.get(index, 0))

@@ -17,7 +17,13 @@ from interleaf.outputs import CompletionOutput, RequestOutput
 from interleaf.params import RequestParams, SamplingParams
 from interleaf.server.engine import Engine
 from interleaf.server.errors import ApiError, bad_request
-from interleaf.server.protocol.common import CompletionTokensDetails, PromptTokensDetails, RequestFields, Usage
+from interleaf.server.protocol.common import (
+    CompletionTokensDetails,
+    PromptTokensDetails,
+    RequestFields,
+    SamplingFields,
+    Usage,
+)
 from interleaf.server.state import ServerState, state_of
 from interleaf.server.streaming import merged
 
@@ -190,6 +196,12 @@ def check_finish(output: CompletionOutput) -> None:
         raise ApiError(500, "The engine failed on this request.", code="internal_error")
     if output.finish_reason == "abort":
         raise ApiError(503, "The request was ended before its answer was complete.", code="aborted")
+
+
+def tokens_as_ids(context: Context, body: SamplingFields) -> bool:
+    """Whether logprobs tell tokens by their ids."""
+    asked = body.return_tokens_as_token_ids
+    return context.state.options.return_tokens_as_token_ids if asked is None else asked
 
 
 def default_max_tokens(defaults: SamplingParams) -> int | None:

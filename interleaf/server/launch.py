@@ -216,6 +216,8 @@ def _server(app: object, listen: Listen, root_path: str, started: Callable[[], N
         root_path=root_path.rstrip("/"),
         ssl_keyfile=listen.ssl_keyfile,
         ssl_certfile=listen.ssl_certfile,
+        ssl_ca_certs=listen.ssl_ca_certs,
+        ssl_cert_reqs=listen.ssl_cert_reqs,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -5,14 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import importlib
+import inspect
 import re
 import time
 import uuid
 from collections.abc import Iterable
 
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from interleaf.errors import ConfigError
 from interleaf.observe import get_logger
 from interleaf.server.errors import ApiError, error_response
 from interleaf.server.state import ServerState
@@ -83,6 +88,30 @@ class Edge:
     def _max_bytes(self, path: str) -> int:
         options = self._state.options
         return options.max_file_size + MULTIPART_OVERHEAD if path == FILES_PATH else options.max_body_size
+
+
+def add_middleware(app: Starlette, name: str) -> None:
+    """Put a layer of the operator's own around the app.
+
+    Args:
+        name: "module.name" of a class that wraps an ASGI app, or of an async function (request, call_next).
+
+    Raises:
+        ConfigError: it cannot be imported, or is neither.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise ConfigError(
+            f"The middleware {name!r} cannot be imported ({type(error).__name__}: {error}): name it as module.name."
+        ) from None
+    if inspect.isclass(found):
+        app.add_middleware(found)
+    elif inspect.iscoroutinefunction(found):
+        app.add_middleware(BaseHTTPMiddleware, dispatch=found)
+    else:
+        raise ConfigError(f"The middleware {name!r} is neither a class nor an async function.")
 
 
 class KeyRing:

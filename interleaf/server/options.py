@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MIB = 1 << 20
 
@@ -31,6 +32,13 @@ class ServerOptions:
         reasoning_parser: of `interleaf.server.reasoning_parsers`; the same.
         tool_parser_plugin, reasoning_parser_plugin: Python files that register further ones.
         log_requests: write one line to the log for each request.
+        response_role: of the messages in answers.
+        return_tokens_as_token_ids: for requests that don't say.
+        default_chat_template_kwargs: variables of the template that requests need not bring.
+        force_include_usage: every stream ends with its usage.
+        middleware: names of ASGI middleware to import, "module.name" of a class or of a function (request, next).
+        allow_credentials, allowed_methods, allowed_headers: of requests from `allowed_origins`.
+        serve_docs: there are /docs and /openapi.json.
     """
 
     served_model_names: tuple[str, ...]
@@ -51,6 +59,15 @@ class ServerOptions:
     tool_parser_plugin: str | None = None
     reasoning_parser_plugin: str | None = None
     log_requests: bool = True
+    response_role: str = "assistant"
+    return_tokens_as_token_ids: bool = False
+    default_chat_template_kwargs: dict[str, Any] | None = None
+    force_include_usage: bool = False
+    middleware: tuple[str, ...] = ()
+    allow_credentials: bool = False
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    serve_docs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +79,8 @@ class Listen:
     uds: str | None = None
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None
+    ssl_ca_certs: str | None = None
+    ssl_cert_reqs: int = 0
 
     def address(self, bound: socket.socket) -> str:
         """What a user types to get there."""

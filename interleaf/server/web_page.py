@@ -38,8 +38,10 @@ async def page() -> Response:
 
 
 @router.get("/docs", include_in_schema=False)
-async def docs() -> Response:
+async def docs(request: Request) -> Response:
     """The API, read from the OpenAPI document."""
+    if not state_of(request).options.serve_docs:
+        raise ApiError(404, "There is nothing at this path.")
     return _html("docs.html")
 
 

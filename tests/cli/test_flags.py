@@ -38,7 +38,7 @@ def test_every_engine_argument_has_a_flag() -> None:
     flags.add_engine_flags(parser)
     destinations = {action.dest for action in parser._actions}
     # The seed's meaning differs between subcommands; remote code is never run.
-    assert destinations >= {field.name for field in fields(EngineArgs)} - {"seed", "trust_remote_code"}
+    assert destinations >= {field.name for field in fields(EngineArgs)} - {"seed"}
 
 
 def test_only_the_given_engine_flags_are_passed_on() -> None:

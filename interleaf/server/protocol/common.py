@@ -232,7 +232,7 @@ class SamplingFields(RequestFields, StructureFields):
     early_stopping: bool | Literal["never"] | None = None
 
     return_token_ids: bool | None = False
-    return_tokens_as_token_ids: bool | None = False
+    return_tokens_as_token_ids: bool | None = None
 
     def sampling_params(self, defaults: SamplingParams, **own: Any) -> SamplingParams:
         """SamplingParams of this request.
@@ -276,13 +276,16 @@ class SamplingFields(RequestFields, StructureFields):
         if self.stream and self.prompt_logprobs is not None:
             raise bad_request("prompt_logprobs cannot be streamed: set stream to false.", "prompt_logprobs")
 
-    @property
-    def usage_in_stream(self) -> tuple[bool, bool]:
-        """Whether a last chunk tells the usage, and whether every chunk does."""
+    def usage_in_stream(self, forced: bool) -> tuple[bool, bool]:
+        """Whether a last chunk tells the usage, and whether every chunk does.
+
+        Args:
+            forced: a last chunk does in any case.
+        """
         options = self.stream_options
         if options is None:
-            return False, False
-        last = bool(options.include_usage)
+            return forced, False
+        last = bool(options.include_usage) or forced
         return last, last and bool(options.continuous_usage_stats)
 
 
