@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -101,17 +102,18 @@ def add_middleware(app: Starlette, name: str) -> None:
     """
     module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found: Any = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         raise ConfigError(
             f"The middleware {name!r} cannot be imported ({type(error).__name__}: {error}): name it as module.name."
         ) from None
-    if inspect.isclass(found):
-        app.add_middleware(found)
-    elif inspect.iscoroutinefunction(found):
-        app.add_middleware(BaseHTTPMiddleware, dispatch=found)
-    else:
+    is_class, is_function = inspect.isclass(found), inspect.iscoroutinefunction(found)
+    if not is_class and not is_function:
         raise ConfigError(f"The middleware {name!r} is neither a class nor an async function.")
+    if is_class:
+        app.add_middleware(found)
+    else:
+        app.add_middleware(BaseHTTPMiddleware, dispatch=found)
 
 
 class KeyRing:
