@@ -42,17 +42,20 @@ class BeamSearches:
         }
         self._new, self._picked = [], []
 
-    def restart(self, group: RequestGroup) -> None:
-        """All beams of a request go, and the search waits to begin anew: its result is the same."""
+    def preempt(self, group: RequestGroup) -> None:
+        """All beams of a request lose their blocks, and what they have in common waits to be recomputed."""
         beam = beam_of(group)
         first = beam.beams[0]
-        entries = {block for one in beam.beams for block in one.block_ids}
-        beam.least_blocks = len(entries) * self._kv.blocks_per_entry
         self._running.remove(group)
         self._sequences.end(group)
-        request = beam.start()
+        request = beam.come_back()
         request.num_preemptions, request.num_cached_tokens = first.num_preemptions + 1, first.num_cached_tokens
         self._sequences.enqueue(request)
+
+    def has_room(self, group: RequestGroup, num_free_blocks: int) -> bool:
+        """Whether a search that waits finds blocks for all beams that it had, or all there are."""
+        needed = beam_of(group).num_blocks_to_come_back(self._kv.block_size) * self._kv.blocks_per_entry
+        return min(needed, self._kv.pool.num_blocks) <= num_free_blocks
 
     def advance(self, group: RequestGroup) -> list[EngineOutput]:
         """All beams of a request have reported: let them fork and go, or end it. Returns its news."""

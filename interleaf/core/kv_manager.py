@@ -103,15 +103,14 @@ class KVManager:
         return needed
 
     def num_blocks_needed_together(self, requests: Iterable[Request]) -> int:
-        """Blocks to take before each of these sequences writes its next token; the last holder of one needs no copy."""
+        """Blocks to take before these sequences write all their next tokens; the last holder of one needs no copy."""
         needed = 0
         writers: Counter[int] = Counter()
         for request in requests:
             entry = request.num_computed_tokens // self.block_size
             if entry < len(request.block_ids):
                 writers[request.block_ids[entry]] += 1
-            else:
-                needed += 1
+            needed += max(self._attention.num_blocks_needed(request.num_tokens) - len(request.block_ids), 0)
         needed += sum(min(count, self.pool.ref_counts[block] - 1) for block, count in writers.items())
         return needed * self.blocks_per_entry
 

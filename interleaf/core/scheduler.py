@@ -10,7 +10,7 @@ import copy
 
 from interleaf.config import CacheConfig, SchedulerConfig
 from interleaf.core.beam_group import BeamGroup
-from interleaf.core.beam_searches import BeamSearches
+from interleaf.core.beam_searches import BeamSearches, beam_of
 from interleaf.core.drafts import Drafts
 from interleaf.core.grouped_kv_manager import GroupedKVManager
 from interleaf.core.kv_manager import KVManager
@@ -257,7 +257,8 @@ class Scheduler:
     def _make_room(self, beam: BeamGroup) -> bool:
         """Get blocks for all beams that have a token to compute, before any is scheduled; False if these went."""
         missing = [one for one in beam.beams if one.num_computed_tokens < one.num_tokens]
-        if len(beam.beams) == 1 or len(missing) * self._kv.blocks_per_entry <= self._kv.pool.num_free:
+        most = sum(one.num_tokens - one.num_computed_tokens for one in missing)
+        if len(beam.beams) == 1 or most * self._kv.blocks_per_entry <= self._kv.pool.num_free:
             return True
         while self._kv.num_blocks_needed_together(missing) > self._kv.pool.num_free:
             victim = self._sequences.running[-1]
@@ -270,7 +271,7 @@ class Scheduler:
         """Back to the waiting queue without blocks, to be recomputed from its tokens."""
         self._stats.num_preemptions += 1
         if request.group.beam is not None:
-            self._searches.restart(request.group)
+            self._searches.preempt(request.group)
         else:
             request.num_preemptions += 1
             self._sequences.requeue(request)
@@ -296,7 +297,7 @@ class Scheduler:
                 num_tokens = min(left, budget, config.long_prefill_token_threshold or left)
             if not num_tokens or not self._kv.can_admit(request, cached, reserved):
                 break
-            if request.group.beam is not None and not self._can_begin(request.group.beam, reserved):
+            if request.group.beam is not None and not self._can_begin(request.group, reserved):
                 break
             self._admit(request, cached, num_tokens, output)
             reserved += self._kv.num_blocks_missing(request, request.num_computed_tokens + num_tokens)
@@ -305,9 +306,10 @@ class Scheduler:
         """Sequences that may still start; beams that may yet come have theirs."""
         return self._config.max_num_seqs - len(self._sequences.running) - self._searches.num_promised_seats()
 
-    def _can_begin(self, beam: BeamGroup, reserved: int) -> bool:
-        """Whether all beams find a seat, and those that were preempted the blocks that they had."""
-        return beam.width <= self._num_free_seats() and beam.least_blocks <= self._kv.pool.num_free - reserved
+    def _can_begin(self, group: RequestGroup, reserved: int) -> bool:
+        """Whether all beams find a seat, and those that were preempted their blocks."""
+        has_seats = beam_of(group).width <= self._num_free_seats()
+        return has_seats and self._searches.has_room(group, self._kv.pool.num_free - reserved)
 
     def _admit(self, request: Request, cached: list[int], num_tokens: int, output: SchedulerOutput) -> None:
         self._kv.admit(request, cached, num_tokens)

@@ -109,3 +109,28 @@ def test_a_search_that_does_not_fit_is_refused() -> None:
     # The prompt's three full blocks are shared, and one more is left for each beam.
     assert [len(output.new_token_ids) for output in outputs if output.finished] == [5, 5, 5]
     assert peak <= 8
+
+
+@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.parametrize("num_rounds", [1, 2, 30])
+def test_a_preempted_search_goes_on_where_it_was(caching: bool, num_rounds: int) -> None:
+    outputs, num_computed = [], []
+    for preempted in (False, True):
+        scheduler = Scheduler(SchedulerConfig(8, 512, 512), CacheConfig(16, 100, caching))
+        scheduler.add_request(request("r", 50, max_tokens=40))
+        worker, found, computed = MemoryWorker(100, 16), [], 0
+        for step in itertools.count():
+            if not scheduler.has_unfinished():
+                break
+            if preempted and step in (num_rounds, num_rounds + 1):
+                # The second time it has what the beams have in common, and not yet the beams.
+                scheduler.suspend()
+            scheduled = scheduler.schedule()
+            computed += scheduled.total_num_scheduled_tokens
+            found += scheduler.update(scheduled, worker.execute(scheduled))
+            scheduler.check_invariants()
+        outputs.append([one for one in found if one.finished])
+        num_computed.append(computed)
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 4
+    # What is in common is computed twice more, and what is not once more for each beam, all in two more steps.
+    assert num_computed[1] - num_computed[0] <= 2 * (50 + num_rounds) + 4 * num_rounds
