@@ -31,7 +31,8 @@ class StructuredOutputsParams(msgspec.Struct, omit_defaults=True, kw_only=True):
         structural_tag: free text with tagged structured parts: `{"structures": [{"begin", "schema", "end"}, ...],
             "triggers": [...]}` or `{"type": "structural_tag", "format": {...}}`, as a mapping or as JSON text.
         disable_any_whitespace: JSON without any space or line break between its parts.
-        disable_additional_properties: objects whose schema does not speak of it have no further properties.
+        disable_additional_properties: objects whose schema lists properties and does not speak of further ones have
+            none (`interleaf.frontend.closed_schema`); False takes the schema to the letter, which lets them have any.
         whitespace_pattern: a regex of what may stand between the parts of JSON.
     """
 
@@ -42,7 +43,7 @@ class StructuredOutputsParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     json_object: bool | None = None
     structural_tag: str | dict[str, Any] | None = None
     disable_any_whitespace: bool = False
-    disable_additional_properties: bool = False
+    disable_additional_properties: bool = True
     whitespace_pattern: str | None = None
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from interleaf.errors import GrammarError
+from interleaf.frontend.closed_schema import closed_schema
 from interleaf.frontend.lark import lark_of, literal, parsed_json, regex
 from interleaf.frontend.structural_tag import structural_tag_grammar
 from interleaf.structured_params import StructuredOutputsParams
@@ -65,28 +66,16 @@ def json_schema(schema: Any, params: StructuredOutputsParams) -> dict[str, Any]:
     """A schema with the options for the library; what it says to the library itself goes first.
 
     Raises:
-        GrammarError: it is neither an object nor a truth value.
+        GrammarError: it is neither an object nor a truth value, or nested too deeply.
     """
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
     if not isinstance(schema, dict):
         raise GrammarError("A JSON schema must be an object, true or false.", "json")
     if params.disable_additional_properties:
-        schema = _closed(schema)
+        schema = closed_schema(schema)
     options: dict[str, Any] = {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
     if params.disable_any_whitespace:
         options = {"whitespace_flexible": False}
     own = schema.get("x-guidance")
     return {**schema, "x-guidance": {**options, **own} if isinstance(own, dict) else options}
-
-
-def _closed(schema: Any) -> Any:
-    """The schema with `additionalProperties: false` wherever properties are told, but not whether those are all."""
-    if isinstance(schema, list):
-        return [_closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: _closed(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and not {"additionalProperties", "patternProperties"} & schema.keys():
-        closed["additionalProperties"] = False
-    return closed

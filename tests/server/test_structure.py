@@ -57,7 +57,7 @@ async def test_json_schemas(client: httpx.AsyncClient, engine: FakeAsyncEngine, 
     for path, prompt in (("completions", {"prompt": "hi"}), ("chat/completions", {"messages": HI})):
         response = await client.post(f"/v1/{path}", json={"model": MODEL, "stream": stream, **prompt, **fields})
         assert response.status_code == 200, response.text
-        assert without_options(grammar(engine)["json_schema"]) == SCHEMA
+        assert without_options(grammar(engine)["json_schema"]) == {**SCHEMA, "additionalProperties": False}
         pattern = fields.get("guided_whitespace_pattern")
         assert pattern is None or grammar(engine)["json_schema"]["x-guidance"] == {"whitespace_pattern": pattern}
 
@@ -98,14 +98,14 @@ async def test_responses_and_messages(client: httpx.AsyncClient, engine: FakeAsy
     body = {"model": MODEL, "input": "hi", "text": {"format": wanted}}
     told = (await client.post("/v1/responses", json=body)).json()
     assert told["text"]["format"] == wanted
-    assert without_options(grammar(engine)["json_schema"]) == SCHEMA
+    assert without_options(grammar(engine)["json_schema"]) == {**SCHEMA, "additionalProperties": False}
     body["text"] = {"format": {"type": "json_object"}}
     await client.post("/v1/responses", json=body)
     assert without_options(grammar(engine)["json_schema"]) == {"type": "object"}
     body = {"model": MODEL, "messages": HI, "max_tokens": 5}
     body["output_config"] = {"format": {"type": "json_schema", "schema": SCHEMA}}
     assert (await client.post("/v1/messages", json=body)).status_code == 200
-    assert without_options(grammar(engine)["json_schema"]) == SCHEMA
+    assert without_options(grammar(engine)["json_schema"]) == {**SCHEMA, "additionalProperties": False}
 
 
 @pytest.mark.parametrize(

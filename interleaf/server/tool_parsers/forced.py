@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from interleaf.frontend.closed_schema import closed_schema
 from interleaf.server.text_reader import MalformedError, Steps
 from interleaf.server.tool_parsers.parser import ToolParser, Tools
 
@@ -58,7 +59,7 @@ def required_grammar(tools: Tools, single: bool) -> str:
         head = f'{{"name": {_json(name)}, "parameters": '
         rules += [
             f'{call}: {_json(head)} {call}_arguments "}}"',
-            f"{call}_arguments: %json {_json(arguments_schema(parameters))}",
+            f"{call}_arguments: %json {_json(closed_schema(arguments_schema(parameters)))}",
         ]
     return "\n".join(rules)
 
