@@ -131,6 +131,7 @@ class Job:
             self.context.engine.default_sampling_params(), max_tokens=self.body.max_tokens, output_kind=kind
         )
         prompt = await _prompt(self.context.state, self.body)
+        self._check_room(len(prompt["prompt_token_ids"]))
         plan = self.context.state.parsers.plan(params, prompt.get("prompt", ""), self.choice, _thinking(self.body))
         if plan is not None:
             params = plan.params
@@ -139,6 +140,21 @@ class Job:
             async for _, output in outputs:
                 self.counter.add(0, output)
                 yield output
+
+    def _check_room(self, length: int) -> None:
+        """See whether `max_tokens` fits behind the prompt; clients look for Anthropic's words.
+
+        Raises:
+            ApiError: it doesn't.
+        """
+        asked, most = self.body.max_tokens, self.context.engine.config.scheduler.max_model_len
+        # A prompt that leaves no room at all is refused for what it is.
+        if length < most < length + asked:
+            raise bad_request(
+                f"input length and `max_tokens` exceed context limit: {length} + {asked} > {most}, decrease input "
+                f"length or `max_tokens` and try again",
+                "max_tokens",
+            )
 
     def _finish(self, one: CompletionOutput) -> None:
         if one.finish_reason == "length":

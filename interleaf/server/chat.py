@@ -72,6 +72,10 @@ class Job:
         """
         body.check_fields()
         model = context.state.check_model(body.model)
+        choice = tool_choice_of(body)
+        if choice.is_forced and body.response_format is not None:
+            # A format is for texts, and a forced call is none.
+            body = body.model_copy(update={"response_format": None})
         most = context.engine.config.max_logprobs
         if body.top_logprobs is not None and -1 < most < body.top_logprobs:
             raise bad_request(f"top_logprobs must be at most {most} here.", "top_logprobs")
@@ -83,7 +87,7 @@ class Job:
             output_kind=RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY,
         )
         identifier = generation.identifier("chatcmpl", context, body)
-        return Job(body, context, identifier, model, params, tool_choice_of(body))
+        return Job(body, context, identifier, model, params, choice)
 
     @property
     def role(self) -> str:

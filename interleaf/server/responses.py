@@ -328,6 +328,9 @@ class Job:
 
     async def _outputs(self, kind: RequestOutputKind) -> AsyncGenerator[RequestOutput, None]:
         fields = self.body.sampling_fields()
+        if self.choice.is_forced:
+            # A format is for texts, and a forced call is none.
+            fields.structured_outputs = None
         defaults = self.context.engine.default_sampling_params()
         params = fields.sampling_params(
             defaults,

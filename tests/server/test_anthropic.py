@@ -123,3 +123,25 @@ async def test_errors_have_this_form(make_client: MakeClient, engine: FakeAsyncE
         engine.failure, engine.fail_after = ZeroDivisionError("secret"), 2
         last = typed_events(await ask(client, stream=True))[-1]
         assert last["error"]["type"] == "api_error" and "secret" not in last["error"]["message"]
+
+
+async def test_more_tokens_than_there_is_room_for(client: httpx.AsyncClient, engine: FakeAsyncEngine) -> None:
+    most = engine.config.scheduler.max_model_len
+    refused = await ask(client, max_tokens=most)
+    assert refused.status_code == 400
+    told = refused.json()["error"]
+    assert told["type"] == "invalid_request_error"
+    assert told["message"].startswith(f"input length and `max_tokens` exceed context limit: 7 + {most} > {most},")
+    assert (await ask(client, max_tokens=most - 7)).status_code == 200
+
+
+async def test_models(client: httpx.AsyncClient) -> None:
+    async def got(path: str) -> Any:
+        return (await client.get(path, headers={"anthropic-version": "2023-06-01"})).json()
+
+    listed = await got("/v1/models")
+    assert [one["id"] for one in listed["data"]] == [MODEL, "alias"]
+    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == (MODEL, "alias", False)
+    one = await got(f"/v1/models/{MODEL}")
+    assert one == listed["data"][0] and one["type"] == "model" and one["created_at"].endswith("Z")
+    assert (await client.get("/v1/models")).json()["object"] == "list"

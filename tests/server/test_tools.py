@@ -568,3 +568,22 @@ async def test_plugins(http: Http, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             http("", **bad)
+
+
+async def test_a_format_is_for_texts(http: Http, engine: FakeAsyncEngine) -> None:
+    """Clients send the schema as a format and as a tool, whose call is then forced."""
+    client = http('{"city": "Paris"}')
+    schema = WEATHER["parameters"]
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "w", "schema": schema}}
+    body: Any = {"model": MODEL, "messages": HI, "tools": TOOLS, "response_format": wanted}
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    [choice] = (await client.post("/v1/chat/completions", json={**body, "tool_choice": named})).json()["choices"]
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Paris"}'
+    tool = {"type": "function", **WEATHER}
+    text = {"format": {"type": "json_schema", "name": "w", "schema": schema}}
+    body = {"model": MODEL, "input": "hi", "tools": [tool], "text": text}
+    body["tool_choice"] = {"type": "function", "name": "get_weather"}
+    [item] = (await client.post("/v1/responses", json=body)).json()["output"]
+    assert (item["type"], item["arguments"]) == ("function_call", '{"city": "Paris"}')
+    body = {"model": MODEL, "messages": HI, "tools": TOOLS, "tool_choice": named, "guided_regex": "a"}
+    assert error(await client.post("/v1/chat/completions", json=body))["param"] == "tool_choice"

@@ -23,3 +23,19 @@ class Model(msgspec.Struct):
 class ModelList(msgspec.Struct):
     data: list[Model]
     object: str = "list"
+
+
+class AnthropicModel(msgspec.Struct):
+    """A model as Anthropic's clients expect it."""
+
+    id: str
+    display_name: str
+    created_at: str
+    type: str = "model"
+
+
+class AnthropicModelList(msgspec.Struct):
+    data: list[AnthropicModel]
+    first_id: str
+    last_id: str
+    has_more: bool = False
