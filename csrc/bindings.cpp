@@ -1,6 +1,7 @@
 // The Python face of the native library. Addresses come in as integers; whoever passes one owns the memory and keeps
 // it for as long as the program or call that uses it. No call here holds the GIL while it computes.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -12,6 +13,7 @@
 #include "memory.h"
 #include "pack.h"
 #include "program.h"
+#include "step_layout.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -122,6 +124,7 @@ nb::class_<Program> bind_program(nb::module_& module) {
   nb::class_<Program> bound(module, "Program", "A recorded forward pass.");
   bound.def(nb::init<>())
       .def("__len__", &Program::size)
+      .def("append", &Program::append, "other"_a, "Goes on with the ops of another.")
       .def("names",
            [](const Program& program) {
              std::vector<std::string> names;
@@ -199,6 +202,64 @@ std::vector<interleaf::SourceTensor> source_tensors(
   return tensors;
 }
 
+void bind_layout(nb::module_& module) {
+  nb::class_<interleaf::StepLayout>(module, "StepLayout", "Lays out a step in arrays whose addresses stay the same.")
+      .def(
+          "__init__",
+          [](interleaf::StepLayout* self, Address token_ids, int64_t token_stride, Address num_tokens,
+             Address num_computed_tokens, Address samples,
+             const std::vector<Address>& given, const std::vector<Address>& found, Address tokens,
+             const std::vector<Address>& inputs,
+             const std::vector<std::tuple<Address, int64_t, Address>>& groups, int block_size) {
+            std::vector<interleaf::GroupSlots> slots;
+            for (const auto& [tables, stride, to] : groups) slots.push_back({at<int32_t>(tables), stride, at<int32_t>(to)});
+            new (self) interleaf::StepLayout(
+                {at<int32_t>(token_ids), token_stride, at<int32_t>(num_tokens), at<int32_t>(num_computed_tokens),
+                 at<uint8_t>(samples)},
+                {at<int32_t>(given.at(0)), at<int32_t>(given.at(1)), at<int32_t>(given.at(2)), at<int32_t>(found.at(0)),
+                 at<int32_t>(found.at(1)), at<int32_t>(found.at(2)), at<int32_t>(found.at(3)), at<int32_t>(found.at(4)),
+                 at<int32_t>(found.at(5)), at<int32_t>(found.at(6)), at<int32_t>(tokens)},
+                {at<int32_t>(inputs.at(0)), at<int32_t>(inputs.at(1)), at<int32_t>(inputs.at(2)),
+                 at<int32_t>(inputs.at(3)), at<int32_t>(inputs.at(4))},
+                std::move(slots), block_size);
+          },
+          nb::kw_only(), "token_ids"_a, "token_stride"_a, "num_tokens"_a, "num_computed_tokens"_a,
+          "samples"_a, "given"_a, "found"_a, "tokens"_a, "inputs"_a,
+          "groups"_a, "block_size"_a, "The lists hold addresses, in the order of the members in step_layout.h.")
+      .def("write", &interleaf::StepLayout::write, "num_sequences"_a,
+           "Returns how many tokens the step has and how many it samples.")
+      .def("advance", &interleaf::StepLayout::advance, "num_sequences"_a, "num_samples"_a,
+           "Puts the results of a step without drafts into the batch; returns the tokens.");
+}
+
+// Where the parameters of sampling lie; [L] each.
+struct SamplingArrays {
+  Address temperatures, top_k, top_p, min_p, seeds, positions, tokens;
+};
+
+interleaf::SampleArgs sample_args(Address logits, const SamplingArrays& how, int vocab_size) {
+  return {at<float>(logits),  at<float>(how.temperatures), at<int32_t>(how.top_k),
+          at<float>(how.top_p), at<float>(how.min_p),        at<uint64_t>(how.seeds),
+          at<int32_t>(how.positions), at<int32_t>(how.tokens), vocab_size};
+}
+
+void bind_sampling(nb::module_& module, nb::class_<Program>& program) {
+  nb::class_<SamplingArrays>(module, "SamplingArrays", "Addresses of how each row is sampled, and of the tokens.")
+      .def(
+          "__init__",
+          [](SamplingArrays* self, Address temperatures, Address top_k, Address top_p, Address min_p, Address seeds,
+             Address positions, Address tokens) {
+            new (self) SamplingArrays{temperatures, top_k, top_p, min_p, seeds, positions, tokens};
+          },
+          nb::kw_only(), "temperatures"_a, "top_k"_a, "top_p"_a, "min_p"_a, "seeds"_a, "positions"_a, "tokens"_a);
+  program.def(
+      "sample",
+      [](Program& self, Address logits, const SamplingArrays& how, int vocab_size) {
+        self.add<&interleaf::KernelTable::sample>("sample", Rows::kLogits, sample_args(logits, how, vocab_size));
+      },
+      nb::kw_only(), "logits"_a, "how"_a, "vocab_size"_a);
+}
+
 void bind_runtime(nb::module_& module) {
   nb::class_<Runtime>(module, "Runtime", "The team of threads and the kernels of one instruction level.")
       .def(
@@ -232,30 +293,25 @@ void bind_runtime(nb::module_& module) {
           "bytes"_a, "Gigabytes a second of a plain read of so much memory by all threads.")
       .def(
           "sample",
-          [](Runtime& self, Address logits, Address temperatures, Address top_k, Address top_p, Address min_p, Address seeds,
-             Address positions, Address tokens, int vocab_size, int rows) {
+          [](Runtime& self, Address logits, const SamplingArrays& how, int vocab_size, int rows) {
             nb::gil_scoped_release released;
-            self.run_one<&interleaf::KernelTable::sample>(
-                interleaf::SampleArgs{at<float>(logits), at<float>(temperatures), at<int32_t>(top_k), at<float>(top_p),
-                                      at<float>(min_p), at<uint64_t>(seeds), at<int32_t>(positions), at<int32_t>(tokens),
-                                      vocab_size},
-                rows);
+            return self.run_one<&interleaf::KernelTable::sample>(sample_args(logits, how, vocab_size), rows);
           },
-          nb::kw_only(), "logits"_a, "temperatures"_a, "top_k"_a, "top_p"_a, "min_p"_a, "seeds"_a, "positions"_a,
-          "tokens"_a, "vocab_size"_a, "rows"_a)
+          "logits"_a, "how"_a, "vocab_size"_a, "rows"_a, "Returns the nanoseconds it took.")
       .def(
           "logprobs",
           [](Runtime& self, Address logits, Address rows, Address tokens, Address num_top, Address chosen_logprobs,
              Address chosen_ranks, Address top_tokens, Address top_logprobs, int top_stride, int vocab_size, int count) {
             nb::gil_scoped_release released;
-            self.run_one<&interleaf::KernelTable::logprobs>(
+            return self.run_one<&interleaf::KernelTable::logprobs>(
                 interleaf::LogprobsArgs{at<float>(logits), at<int32_t>(rows), at<int32_t>(tokens), at<int32_t>(num_top),
                                         at<float>(chosen_logprobs), at<int32_t>(chosen_ranks), at<int32_t>(top_tokens),
                                         at<float>(top_logprobs), top_stride, vocab_size},
                 count);
           },
           nb::kw_only(), "logits"_a, "rows"_a, "tokens"_a, "num_top"_a, "chosen_logprobs"_a, "chosen_ranks"_a,
-          "top_tokens"_a, "top_logprobs"_a, "top_stride"_a, "vocab_size"_a, "count"_a)
+          "top_tokens"_a, "top_logprobs"_a, "top_stride"_a, "vocab_size"_a, "count"_a,
+          "Returns the nanoseconds it took.")
       .def(
           "pack_linear",
           [](Runtime& self, const std::vector<std::tuple<Address, std::string, int, size_t>>& sources, int k, DType type,
@@ -306,6 +362,8 @@ NB_MODULE(_native, module) {
   bind_cache(module);
   nb::class_<Program> program = bind_program(module);
   bind_quantized(module, program);
+  bind_layout(module);
+  bind_sampling(module, program);
   bind_runtime(module);
   module.def("quantized_bytes", &interleaf::quantized_bytes, "n"_a, "k"_a, "format"_a, "interleaved"_a);
   module.def("padded_columns", &interleaf::padded_columns, "n"_a, "interleaved"_a);

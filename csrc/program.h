@@ -1,6 +1,7 @@
 // A recorded forward pass: an array of kernels with their buffers, replayed by the team with a barrier after each.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -50,6 +51,8 @@ class Program {
     std::memcpy(op.args, &args, sizeof(Args));
     ops_.push_back(op);
   }
+  // Goes on with the ops of another.
+  void append(const Program& other) { ops_.insert(ops_.end(), other.ops_.begin(), other.ops_.end()); }
   size_t size() const { return ops_.size(); }
   const std::vector<Op>& ops() const { return ops_; }
 
@@ -75,10 +78,12 @@ class Runtime {
   // Gigabytes a second at which the team reads `bytes` of its own memory: what memory-bound kernels are measured by.
   double read_probe(size_t bytes);
 
-  // Runs one kernel.
+  // Runs one kernel and returns the nanoseconds it took.
   template <auto kernel, typename Args>
-  void run_one(const Args& args, int rows) {
+  int64_t run_one(const Args& args, int rows) {
+    const auto start = std::chrono::steady_clock::now();
     team_.run([&](int thread) { (table_.*kernel)(args, rows, worker(thread)); });
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
   }
 
  private:

@@ -66,6 +66,9 @@ class Program:
 
     def __len__(self) -> int: ...
 
+    def append(self, other: Program) -> None:
+        """Goes on with the ops of another."""
+
     def names(self) -> list[str]: ...
 
     def embedding(self, *, ids: int, table: int, y: int, width: int, scale: float, table_type: DType) -> None: ...
@@ -86,6 +89,8 @@ class Program:
 
     def embedding_quantized(self, *, ids: int, table: QuantizedTable, y: int, scale: float) -> None: ...
 
+    def sample(self, *, logits: int, how: SamplingArrays, vocab_size: int) -> None: ...
+
 class QuantizedTable:
     """Addresses of a quantized weight's parts."""
 
@@ -96,6 +101,27 @@ class QuantizedTable:
 
     @property
     def groups(self) -> int: ...
+
+class StepLayout:
+    """Lays out a step in arrays whose addresses stay the same."""
+
+    def __init__(self, *, token_ids: int, token_stride: int, num_tokens: int, num_computed_tokens: int, samples: int, given: Sequence[int], found: Sequence[int], tokens: int, inputs: Sequence[int], groups: Sequence[tuple[int, int, int]], block_size: int) -> None:
+        """
+        The lists hold addresses, in the order of the members in step_layout.h.
+        """
+
+    def write(self, num_sequences: int) -> tuple[int, int]:
+        """Returns how many tokens the step has and how many it samples."""
+
+    def advance(self, num_sequences: int, num_samples: int) -> list[int]:
+        """
+        Puts the results of a step without drafts into the batch; returns the tokens.
+        """
+
+class SamplingArrays:
+    """Addresses of how each row is sampled, and of the tokens."""
+
+    def __init__(self, *, temperatures: int, top_k: int, top_p: int, min_p: int, seeds: int, positions: int, tokens: int) -> None: ...
 
 class Runtime:
     """The team of threads and the kernels of one instruction level."""
@@ -117,9 +143,11 @@ class Runtime:
     def read_probe(self, bytes: int) -> float:
         """Gigabytes a second of a plain read of so much memory by all threads."""
 
-    def sample(self, *, logits: int, temperatures: int, top_k: int, top_p: int, min_p: int, seeds: int, positions: int, tokens: int, vocab_size: int, rows: int) -> None: ...
+    def sample(self, logits: int, how: SamplingArrays, vocab_size: int, rows: int) -> int:
+        """Returns the nanoseconds it took."""
 
-    def logprobs(self, *, logits: int, rows: int, tokens: int, num_top: int, chosen_logprobs: int, chosen_ranks: int, top_tokens: int, top_logprobs: int, top_stride: int, vocab_size: int, count: int) -> None: ...
+    def logprobs(self, *, logits: int, rows: int, tokens: int, num_top: int, chosen_logprobs: int, chosen_ranks: int, top_tokens: int, top_logprobs: int, top_stride: int, vocab_size: int, count: int) -> int:
+        """Returns the nanoseconds it took."""
 
     def pack_linear(self, *, sources: Sequence[tuple[int, str, int, int]], k: int, type: DType, interleaved: bool, destination: int) -> None:
         """Sources are (address, dtype, rows, bytes a row)."""

@@ -120,6 +120,7 @@ class LLM:
         self._processor = Processor(client.config, tokenizer, generation_config, load_custom(args.logits_processors))
         self._outputs = OutputProcessor(tokenizer)
         self._outboxes: dict[str, list[RequestOutput]] = {}
+        self._interrupt_later = InterruptLater()
 
     # ---- generation ----
 
@@ -197,12 +198,14 @@ class LLM:
         try:
             finished: dict[str, RequestOutput] = {}
             wanted = set(request_ids)
-            while len(finished) < len(wanted):
-                news = self.step()
-                for request_id in wanted & news.request_outputs.keys():
-                    [finished[request_id]] = self.collect(request_id)
-                    progress.finish(finished[request_id])
-                progress.advance(news.num_new_tokens)
+            with self._interrupt_later:
+                while len(finished) < len(wanted):
+                    news = self.step()
+                    for request_id in news.request_outputs:
+                        if request_id in wanted:
+                            [finished[request_id]] = self.collect(request_id)
+                            progress.finish(finished[request_id])
+                    progress.advance(news.num_new_tokens)
         except BaseException:
             self.abort(request_ids)
             raise
@@ -298,7 +301,7 @@ class LLM:
         requests = self._processor.process_all(inputs, output_kind)
         request_ids = [request.engine_request.request_id for request in requests]
         try:
-            with InterruptLater():
+            with self._interrupt_later:
                 if any(request.engine_request.grammar is not None for request in requests):
                     client.learn(self._processor.vocabulary)
                 for request in requests:
@@ -322,7 +325,7 @@ class LLM:
         client = self._running_client()
         if not client.has_unfinished():
             raise EngineError("The engine has no unfinished request: nothing more will be generated.")
-        with InterruptLater():
+        with self._interrupt_later:
             processed = self._outputs.process(client.step())
             if processed.abort_sequence_ids:
                 client.abort_sequences(processed.abort_sequence_ids)

@@ -217,8 +217,9 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
 class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
     """Gauges (as they are now) and counters (since the first engine of the program started).
 
-    `num_drafts` counts sequences that had drafts in a step, the next two their tokens, and entry i of
-    `num_accepted_tokens_per_pos` the accepted ones that were a draft's token i.
+    `num_used_token_slots` is left out of the news of steps. `num_drafts` counts sequences that had drafts in a step,
+    the next two their tokens, and entry i of `num_accepted_tokens_per_pos` the accepted ones that were a draft's
+    token i.
     """
 
     num_running: int = 0
@@ -246,6 +247,8 @@ class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
 
     def behind(self, before: SchedulerStats) -> SchedulerStats:
         """These, with the counters of the engines before this one added."""
+        if before == NO_STATS:
+            return self
         names = [name for name in self.__struct_fields__ if name not in SCHEDULER_GAUGES and name != "sleeping"]
         names.remove("num_accepted_tokens_per_pos")
         return msgspec.structs.replace(
@@ -264,6 +267,8 @@ class SchedulerStats(msgspec.Struct, array_like=True, omit_defaults=True):
         """Share of the blocks that live sequences hold, 0 to 1."""
         return 1.0 - self.num_free_blocks / self.num_blocks if self.num_blocks else 0.0
 
+
+NO_STATS = SchedulerStats()
 
 SCHEDULER_GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks", "num_used_token_slots")
 """Fields of `SchedulerStats` that start anew with a new engine."""

@@ -173,13 +173,18 @@ class Scheduler:
         """See `BlockPool.block_map`."""
         return self._kv.pool.block_map()
 
-    def stats(self) -> SchedulerStats:
-        """Gauges and counters as of now; costs one visit to each running sequence."""
+    def stats(self, slots: bool = True) -> SchedulerStats:
+        """Gauges and counters as of now.
+
+        Args:
+            slots: whether to count the token slots in use, which costs one visit to each running sequence.
+        """
         self._stats.num_running = len(self._sequences.running)
         self._stats.num_waiting = len(self._sequences.waiting)
         self._stats.num_free_blocks = self._kv.pool.num_free
-        self._stats.num_used_token_slots = self._kv.num_used_token_slots(self._sequences.running)
         stats = copy.copy(self._stats)
+        if slots:
+            stats.num_used_token_slots = self._kv.num_used_token_slots(self._sequences.running)
         stats.num_accepted_tokens_per_pos = self._stats.num_accepted_tokens_per_pos.copy()
         return stats
 

@@ -112,7 +112,7 @@ class EngineCore:
         refused = self.admit_compiled(block=not self._scheduler.has_unfinished()) if self.grammars else []
         scheduled = self.schedule()
         if scheduled.total_num_scheduled_tokens == 0:
-            return EngineOutputs(refused, stats=self.stats())
+            return EngineOutputs(refused)
         news = self.update(scheduled, self.execute(scheduled))
         news.outputs += refused
         return news
@@ -149,7 +149,7 @@ class EngineCore:
                 output.scheduled_time = self._admitted.pop(name, 0.0)
         self._times.num_steps += 1
         self._times.update += time.perf_counter() - begin
-        return EngineOutputs(outputs, self.stats(), scheduled.step, scheduled.total_num_scheduled_tokens)
+        return EngineOutputs(outputs, None, scheduled.step, scheduled.total_num_scheduled_tokens)
 
     @property
     def sleeping(self) -> bool:
@@ -169,8 +169,9 @@ class EngineCore:
         if self._executor is None:
             self._executor = make_executor()
 
-    def stats(self) -> SchedulerStats:
-        stats = self._scheduler.stats()
+    def stats(self, slots: bool = True) -> SchedulerStats:
+        """See `Scheduler.stats`."""
+        stats = self._scheduler.stats(slots)
         stats.num_waiting += len(self.grammars)
         return stats
 

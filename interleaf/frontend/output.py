@@ -133,6 +133,9 @@ class LogprobFormatter:
 class SequenceOutput:
     """What one sequence has generated so far.
 
+    Text is made of tokens when it is needed: at once if it may have a stop string or is told as it comes, else at the
+    end.
+
     Args:
         detokenizer: None leaves the text empty.
     """
@@ -148,7 +151,11 @@ class SequenceOutput:
         self._keep_stop_token = params.include_stop_str_in_output
         self._detokenizer = detokenizer
         self._scanner = StopStringScanner(params.stop_strings, params.include_stop_str_in_output)
+        self._scans = bool(params.stop_strings)
+        self._waits = params.output_kind is RequestOutputKind.FINAL_ONLY and not self._scans
         self._text = ""
+        self._num_spelled = 0
+        """Tokens that are in the text."""
         self._sent_characters = 0
         self._sent_tokens = 0
 
@@ -158,17 +165,17 @@ class SequenceOutput:
 
     def update(self, news: EngineOutput, format_logprobs: LogprobFormatter) -> bool:
         """Take the engine's news; return whether a stop string ended a sequence that the engine still runs."""
-        tokens = news.new_token_ids
         silent_last = news.finish_reason is FinishReason.STOP and not self._keep_stop_token
-        for position, token in enumerate(tokens):
-            self.token_ids.append(token)
-            if not (silent_last and position == len(tokens) - 1):
-                self._add_text(self._detokenizer.append([token]) if self._detokenizer else "")
-            if self._scanner.matched is not None:
-                break
+        if self._scans:
+            self._scan(news.new_token_ids, silent_last)
+        else:
+            self.token_ids += news.new_token_ids
+            if not self._waits or news.finished:
+                self._spell(len(self.token_ids) - (silent_last and bool(news.new_token_ids)))
         if news.finished and self._scanner.matched is None:
             self._add_text(self._detokenizer.flush() if self._detokenizer else "")
-        self._add_logprobs(news.logprobs or [], format_logprobs)
+        if news.logprobs:
+            self._add_logprobs(news.logprobs, format_logprobs)
         if self._scanner.matched is not None:
             self.finish_reason, self.stop_reason = FinishReason.STOP, self._scanner.matched
             return not news.finished
@@ -179,6 +186,8 @@ class SequenceOutput:
 
     def end(self, reason: FinishReason, stop_reason: str | None) -> None:
         """End the sequence with what it has, text that was kept back included."""
+        if self._waits:
+            self._spell(len(self.token_ids))
         self._add_text(self._detokenizer.flush() if self._detokenizer else "")
         self._text += self._scanner.flush()
         self.finish_reason, self.stop_reason = reason, stop_reason
@@ -199,6 +208,21 @@ class SequenceOutput:
             finish_reason=None if self.finish_reason is None else str(self.finish_reason),
             stop_reason=self.stop_reason,
         )
+
+    def _scan(self, tokens: Sequence[int], silent_last: bool) -> None:
+        """Take tokens up to the one that completes a stop string."""
+        for position, token in enumerate(tokens):
+            self.token_ids.append(token)
+            if not (silent_last and position == len(tokens) - 1):
+                self._add_text(self._detokenizer.append([token]) if self._detokenizer else "")
+            if self._scanner.matched is not None:
+                break
+
+    def _spell(self, end: int) -> None:
+        """Make text of the tokens up to `end`, where there is none yet."""
+        if self._detokenizer is not None and self._num_spelled < end:
+            self._text += self._detokenizer.append(self.token_ids[self._num_spelled : end])
+        self._num_spelled = end
 
     def _add_text(self, piece: str) -> None:
         self._text += self._scanner.feed(piece, may_stop=len(self.token_ids) > self._min_tokens)
@@ -234,7 +258,10 @@ class RequestState:
 
     @property
     def finished(self) -> bool:
-        return all(sequence.finished for sequence in self.sequences)
+        for sequence in self.sequences:  # noqa: SIM110 - asked several times for each token; a generator costs more.
+            if sequence.finish_reason is None:
+                return False
+        return True
 
     def update(self, news: EngineOutput, format_logprobs: LogprobFormatter, now: float) -> bool:
         """Take news of one sequence; see `SequenceOutput.update`."""
@@ -387,7 +414,7 @@ class OutputProcessor:
                 followed.errors[request_id] = output.error
             if self._update(state, output, now, followed):
                 followed.abort_sequence_ids.append(sequence_id(request_id, output.index))
-            if output.new_token_ids or output.finished:
+            if output.new_token_ids or output.finish_reason is not None:
                 updated.setdefault(request_id, (state, []))[1].append(output.index)
         for request_id, (state, _) in updated.items():
             if num_new_tokens[request_id]:

@@ -87,8 +87,51 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchRows:
+    """Sequences by row of the batch.
+
+    Fields:
+        token_ids: int32 [rows, most tokens]; drafts behind the others.
+        num_tokens, num_computed_tokens: int32 [rows]; without drafts.
+        samples: bool [rows]: whether its next token is sampled once all are computed.
+    """
+
+    token_ids: np.ndarray
+    num_tokens: np.ndarray
+    num_computed_tokens: np.ndarray
+    samples: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """The sequences of a step, and the tokens that are sampled in it; allocated once and rewritten in place; int32.
+
+    Fields:
+        rows: [max sequences]: in the batch, and in `ModelInput.block_tables`.
+        counts, num_drafts: [max sequences]: tokens of this step, of which the last are drafts.
+        starts, computed: [max sequences]: tokens that were computed before the step, and after it, without drafts.
+        sample_places, sample_index: [max samples]: which sequence of the step, and the token of T whose logits count.
+        sample_rows, sample_positions: [max samples]: row in the batch, and place in the sequence.
+        sample_drafts: [max samples]: what it was guessed to be; -1 behind the last draft.
+        tokens: [max logits]: what was sampled, for `advance`.
+    """
+
+    rows: np.ndarray
+    counts: np.ndarray
+    num_drafts: np.ndarray
+    starts: np.ndarray
+    computed: np.ndarray
+    sample_places: np.ndarray
+    sample_index: np.ndarray
+    sample_rows: np.ndarray
+    sample_positions: np.ndarray
+    sample_drafts: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingInput:
-    """How to pick the next token of each row of logits; each [L]."""
+    """How to pick the next token of each row of logits; each [L] or longer, where the rest counts for nothing."""
 
     temperatures: np.ndarray  # float32; 0 is greedy
     top_k: np.ndarray  # int32; 0 keeps all
@@ -115,6 +158,41 @@ class Graph(Protocol):
         """Run it for `size`; returns its result as float32 [num_logits, width] if `graph` was asked for it.
 
         On some platforms the next run overwrites it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """`Ops.decoding` where it cannot be done in one go."""
+
+    ops: Ops
+    body: Graph
+    head: Graph
+    sampling: SamplingInput
+    tokens: np.ndarray
+
+    def run(self, size: StepSize) -> None:
+        self.body.run(size)
+        logits = self.head.run(size)
+        assert logits is not None
+        self.tokens[: size.num_logits] = self.ops.sample(logits, self.sampling)
+
+
+class StepLayout(Protocol):
+    """Fills the inputs of one step after the other, on the same arrays."""
+
+    def write(self, num_sequences: int) -> tuple[int, int]:
+        """Write a `ModelInput` for sequences with given `rows`, `counts` and `num_drafts`, and the rest of `StepRows`.
+
+        Returns:
+            T and L: how many tokens are computed and how many sampled.
+        """
+
+    def advance(self, num_sequences: int, num_samples: int) -> list[int]:
+        """Put `StepRows.tokens` behind their sequences, and note what is computed, of a step without drafts.
+
+        Returns:
+            the tokens.
         """
 
 
@@ -204,6 +282,16 @@ class Ops(Protocol):
 
         `logits`: its result, float32 with a row for each of `inputs.logits_index`, is wanted on the host.
         """
+
+    def decoding(self, body: Graph, head: Graph, sampling: SamplingInput, tokens: np.ndarray) -> Graph:
+        """`body`, `head` and `sample` in one go, for steps in which nothing else looks at the logits.
+
+        Args:
+            sampling: arrays that stay where they are; [max logits], as are `tokens` (int32), which get the result.
+        """
+
+    def step_layout(self, batch: BatchRows, step: StepRows, inputs: ModelInput, block_size: int) -> StepLayout:
+        """A layout on these arrays, which must stay where they are."""
 
     def sample(self, logits: np.ndarray, sampling: SamplingInput) -> np.ndarray:
         """The next token of each row: int32 [L]."""

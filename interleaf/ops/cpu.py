@@ -18,8 +18,19 @@ import numpy as np
 import interleaf._native as _native
 from interleaf.errors import ConfigError
 from interleaf.host_tensor import HostTensor, round_to_bfloat16
-from interleaf.ops import AttentionShape, LogprobsOutput, ModelInput, SamplingInput, StepSize
+from interleaf.ops import (
+    AttentionShape,
+    BatchRows,
+    Decoding,
+    Graph,
+    LogprobsOutput,
+    ModelInput,
+    SamplingInput,
+    StepRows,
+    StepSize,
+)
 from interleaf.ops.cpu_memory import VALUE_BYTES, Arena, Buffer, Scratch, WeightStore, address_of, view
+from interleaf.ops.cpu_step import CpuStepLayout, Sampled
 from interleaf.ops.cpu_weights import AnyLinear, CpuQuantized, WeightPacker, decoded
 from interleaf.ops.immediate import ImmediateProgram
 
@@ -68,14 +79,36 @@ class CpuGraph:
     def __init__(self, ops: CpuOps, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool) -> None:
         self._ops = ops
         self._kept = (forward, inputs)
-        self._program = _native.Program()
-        ops.program = self._program
+        self.program = _native.Program()
+        ops.program = self.program
         result = forward()
-        self._result = result if logits else None
+        self._logits = (result, _logits_of(result)) if logits else None
 
     def run(self, size: StepSize) -> np.ndarray | None:
+        self._ops.run(self.program, size)
+        return None if self._logits is None else self._logits[1][: size.num_logits]
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Where they are after a run: float32 [max logits, V]."""
+        assert self._logits is not None
+        return self._logits[1]
+
+
+class CpuDecoding:
+    """Two recorded passes and the sampling of their logits as one program."""
+
+    def __init__(self, ops: CpuOps, body: CpuGraph, head: CpuGraph, sampled: Sampled) -> None:
+        self._ops = ops
+        self._kept = (body, head, sampled)
+        self._program = _native.Program()
+        self._program.append(body.program)
+        self._program.append(head.program)
+        logits = head.logits
+        self._program.sample(logits=address_of(logits), how=sampled.arrays, vocab_size=logits.shape[1])
+
+    def run(self, size: StepSize) -> None:
         self._ops.run(self._program, size)
-        return None if self._result is None else _logits(self._result, size)
 
 
 class EagerGraph:
@@ -92,12 +125,13 @@ class EagerGraph:
         self._size.num_logits = size.num_logits
         self._ops.program = ImmediateProgram(self._ops.run, size)
         self._result = self._forward()
-        return _logits(self._result, size) if self._logits else None
+        return _logits_of(self._result)[: size.num_logits] if self._logits else None
 
 
-def _logits(result: Buffer, size: StepSize) -> np.ndarray:
-    shape = size.num_logits, result.width
-    return view(result.memory, np.float32, size.num_logits * result.width).reshape(shape)
+def _logits_of(result: Buffer) -> np.ndarray:
+    """All rows that there is room for, float32; they live as long as the caller keeps `result`."""
+    rows = result.memory.bytes // (4 * result.width)
+    return view(result.memory, np.float32, rows * result.width).reshape(rows, result.width)
 
 
 class CpuOps:
@@ -129,6 +163,7 @@ class CpuOps:
         self.runtime = _native.Runtime(threads, instruction_level(), 24 * vocab_size)
         self.kernel_nanoseconds = 0
         self._packer = WeightPacker(self.runtime, WeightStore(), self.dtype, quantization)
+        self._sampled: Sampled | None = None
         self._max_rows = {_native.Rows.TOKENS: max_tokens, _native.Rows.LOGITS: max_logits}
         self._arena = Arena()
         self.program: Any = _native.Program()
@@ -379,21 +414,20 @@ class CpuOps:
 
     # Sampling
 
+    def decoding(self, body: Graph, head: Graph, sampling: SamplingInput, tokens: np.ndarray) -> CpuDecoding | Decoding:
+        if isinstance(body, CpuGraph) and isinstance(head, CpuGraph):
+            return CpuDecoding(self, body, head, Sampled(sampling, tokens))
+        return Decoding(self, body, head, sampling, tokens)
+
+    def step_layout(self, batch: BatchRows, step: StepRows, inputs: ModelInput, block_size: int) -> CpuStepLayout:
+        return CpuStepLayout(batch, step, inputs, block_size)
+
     def sample(self, logits: np.ndarray, sampling: SamplingInput) -> np.ndarray:
-        tokens = np.empty(len(logits), np.int32)
-        self.runtime.sample(
-            logits=address_of(logits),
-            temperatures=address_of(sampling.temperatures),
-            top_k=address_of(sampling.top_k),
-            top_p=address_of(sampling.top_p),
-            min_p=address_of(sampling.min_p),
-            seeds=address_of(sampling.seeds),
-            positions=address_of(sampling.positions),
-            tokens=address_of(tokens),
-            vocab_size=logits.shape[1],
-            rows=len(logits),
-        )
-        return tokens
+        if self._sampled is None or self._sampled.sampling is not sampling:
+            self._sampled = Sampled(sampling, np.empty(len(sampling.temperatures), np.int32))
+        rows, vocab_size = logits.shape
+        self.kernel_nanoseconds += self.runtime.sample(address_of(logits), self._sampled.arrays, vocab_size, rows)
+        return self._sampled.tokens[:rows].copy()
 
     def logprobs(self, logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, num_top: np.ndarray) -> LogprobsOutput:
         count, most = len(rows), int(num_top.max(initial=0))
@@ -404,7 +438,7 @@ class CpuOps:
             top_logprobs=np.zeros((count, most), np.float32),
         )
         rows, tokens, num_top = (np.ascontiguousarray(array, np.int32) for array in (rows, tokens, num_top))
-        self.runtime.logprobs(
+        self.kernel_nanoseconds += self.runtime.logprobs(
             logits=address_of(logits),
             rows=address_of(rows),
             tokens=address_of(tokens),

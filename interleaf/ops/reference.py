@@ -15,8 +15,19 @@ import numpy as np
 import torch
 
 from interleaf.host_tensor import HostTensor
-from interleaf.ops import AttentionShape, LogprobsOutput, ModelInput, SamplingInput, StepSize
+from interleaf.ops import (
+    AttentionShape,
+    BatchRows,
+    Decoding,
+    Graph,
+    LogprobsOutput,
+    ModelInput,
+    SamplingInput,
+    StepRows,
+    StepSize,
+)
 from interleaf.ops.dequantize_reference import dequantize_f32
+from interleaf.ops.step_layout_reference import ReferenceStepLayout
 
 
 @dataclass(slots=True)
@@ -220,7 +231,13 @@ class ReferenceOps:
     ) -> ReferenceGraph:
         return ReferenceGraph(forward, inputs, logits)
 
-    # Sampling
+    # Around the forward pass
+
+    def decoding(self, body: Graph, head: Graph, sampling: SamplingInput, tokens: np.ndarray) -> Decoding:
+        return Decoding(self, body, head, sampling, tokens)
+
+    def step_layout(self, batch: BatchRows, step: StepRows, inputs: ModelInput, block_size: int) -> ReferenceStepLayout:
+        return ReferenceStepLayout(batch, step, inputs, block_size)
 
     def sample(self, logits: np.ndarray, sampling: SamplingInput) -> np.ndarray:
         tokens = np.empty(len(logits), np.int32)

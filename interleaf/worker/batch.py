@@ -10,6 +10,7 @@ import numpy as np
 
 from interleaf.messages import BlockTableUpdate, NewRequest
 from interleaf.ops import SamplingInput
+from interleaf.worker.model_input import LOGITS_ROWS
 
 NO_LOGPROBS = -2
 """In `num_logprobs`: none are wanted. -1 is the whole vocabulary."""
@@ -19,7 +20,8 @@ class Batch:
     """Arrays by row.
 
     Fields:
-        token_ids: int32 [rows, max_model_len]: prompt and output; during a step its drafts behind them.
+        token_ids: int32 [rows, max_model_len + 1]: prompt and output; during a step its drafts behind them. The last
+            column is for the token that a full context ends with.
         num_tokens, num_prompt_tokens, num_computed_tokens: int32 [rows].
         tables: int32 [groups of layers, rows, blocks a sequence].
         block_tables: int32 [rows, blocks a sequence]: the first group's.
@@ -28,10 +30,11 @@ class Batch:
         num_prompt_logprobs_done: int32 [rows]: prompt positions whose logprobs the core already has.
         samples: bool [rows]: False for sequences whose hidden states are pooled, and for beams.
         num_candidates: int32 [rows]: next tokens that are wanted of a beam; 0 for what is none.
+        wanting_logprobs, wanting_prompt_logprobs, beams: the rows of which there is something to do.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int = 1) -> None:
-        self.token_ids = np.zeros((max_num_seqs, max_model_len), np.int32)
+        self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
         self.tables = np.zeros((num_groups, max_num_seqs, -(-max_model_len // block_size)), np.int32)
         self.block_tables = self.tables[0]
         self.num_tokens = np.zeros(max_num_seqs, np.int32)
@@ -47,7 +50,20 @@ class Batch:
         self.num_prompt_logprobs_done = np.zeros(max_num_seqs, np.int32)
         self.samples = np.ones(max_num_seqs, np.bool_)
         self.num_candidates = np.zeros(max_num_seqs, np.int32)
+        self.wanting_logprobs: set[int] = set()
+        self.wanting_prompt_logprobs: set[int] = set()
+        self.beams: set[int] = set()
         self.row_of: dict[str, int] = {}
+        self.sampling_input = SamplingInput(
+            temperatures=np.zeros(LOGITS_ROWS, np.float32),
+            top_k=np.zeros(LOGITS_ROWS, np.int32),
+            top_p=np.ones(LOGITS_ROWS, np.float32),
+            min_p=np.zeros(LOGITS_ROWS, np.float32),
+            seeds=np.zeros(LOGITS_ROWS, np.uint64),
+            positions=np.zeros(LOGITS_ROWS, np.int32),
+        )
+        self._sampled_rows = b""
+        """Whose parameters are in `sampling_input`."""
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
 
     def add(self, request: NewRequest) -> int:
@@ -73,6 +89,13 @@ class Batch:
         self.num_prompt_logprobs_done[row] = request.num_prompt_logprobs_done
         self.samples[row] = request.pooling is None and not request.num_candidates
         self.num_candidates[row] = request.num_candidates
+        if params.logprobs is not None:
+            self.wanting_logprobs.add(row)
+        if wanted is not None:
+            self.wanting_prompt_logprobs.add(row)
+        if request.num_candidates:
+            self.beams.add(row)
+        self._sampled_rows = b""
         return row
 
     def remove(self, sequence_id: str) -> int | None:
@@ -80,6 +103,8 @@ class Batch:
         row = self.row_of.pop(sequence_id, None)
         if row is not None:
             self._free_rows.append(row)
+            for special in (self.wanting_logprobs, self.wanting_prompt_logprobs, self.beams):
+                special.discard(row)
         return row
 
     def update_block_table(self, update: BlockTableUpdate) -> None:
@@ -87,21 +112,25 @@ class Batch:
         self.tables[update.group, row, update.start : update.start + len(update.block_ids)] = update.block_ids
 
     def sampling(self, rows: np.ndarray, positions: np.ndarray) -> SamplingInput:
-        """How to pick the tokens at `positions` (int32 [L]) of `rows`."""
-        return SamplingInput(
-            temperatures=self.temperatures[rows],
-            top_k=self.top_k[rows],
-            top_p=self.top_p[rows],
-            min_p=self.min_p[rows],
-            seeds=self.seeds[rows],
-            positions=positions,
-        )
+        """How to pick the tokens at `positions` (int32 [L], at most `LOGITS_ROWS`) of `rows`.
+
+        It is always in the same arrays.
+        """
+        how, count = self.sampling_input, len(rows)
+        how.positions[:count] = positions
+        if (key := rows.tobytes()) != self._sampled_rows:
+            self._sampled_rows = key
+            np.take(self.temperatures, rows, out=how.temperatures[:count], mode="clip")
+            np.take(self.top_k, rows, out=how.top_k[:count], mode="clip")
+            np.take(self.top_p, rows, out=how.top_p[:count], mode="clip")
+            np.take(self.min_p, rows, out=how.min_p[:count], mode="clip")
+            np.take(self.seeds, rows, out=how.seeds[:count], mode="clip")
+        return how
 
     def put(self, rows: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> None:
-        """Set sampled tokens, which end their sequences; a context that is full keeps none.
+        """Set sampled tokens, which end their sequences.
 
         A row may come several times, with ascending positions: int [L] each.
         """
-        fits = positions < self.token_ids.shape[1]
-        self.token_ids[rows[fits], positions[fits]] = tokens[fits]
+        self.token_ids[rows, positions] = tokens
         self.num_tokens[rows] = positions + 1

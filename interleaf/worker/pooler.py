@@ -14,6 +14,7 @@ from interleaf.messages import NewRequest
 from interleaf.ops import Graph, ModelInput, StepSize
 from interleaf.params import Pooling
 from interleaf.worker.batch import Batch
+from interleaf.worker.step import Step
 
 
 class Pooler:
@@ -44,21 +45,13 @@ class Pooler:
         self._poolings.pop(row, None)
         self._sums.pop(row, None)
 
-    def pool(
-        self, names: Sequence[str], rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, size: StepSize
-    ) -> dict[str, list[float]]:
-        """Pool what a step has computed; the pooled states of the sequences that it completes.
-
-        Args:
-            names, rows: of the sequences in the step; int [S].
-            starts, counts: of each one's tokens among those of the step; int [S].
-            size: of the step.
-        """
+    def pool(self, step: Step) -> dict[str, list[float]]:
+        """Pool what a step has computed; the pooled states of the sequences that it completes."""
         if not self._poolings:
             return {}
+        rows, starts, counts = step.rows, step.first_tokens, step.counts
         places = [i for i, row in enumerate(rows.tolist()) if row in self._poolings]
-        computed = self._batch.num_computed_tokens[rows] + counts
-        complete = computed == self._batch.num_tokens[rows]
+        complete = step.computed == self._batch.num_tokens[rows]
         tokens: list[np.ndarray] = []
         owners: list[int] = []
         for i in places:
@@ -70,8 +63,8 @@ class Pooler:
             tokens.append(wanted)
             owners += [row] * len(wanted)
         if owners:
-            self._add_up(np.concatenate(tokens), owners, size)
-        return {names[i]: self._pooled(int(rows[i])) for i in places if complete[i]}
+            self._add_up(np.concatenate(tokens), owners, step.size)
+        return {step.names[i]: self._pooled(int(rows[i])) for i in places if complete[i]}
 
     def _add_up(self, tokens: np.ndarray, owners: Sequence[int], size: StepSize) -> None:
         """Add the hidden state of each of these tokens to its owner's sum."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,46 +14,14 @@ from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import NewRequest, SchedulerOutput, StepOutput, TokenLogprobs
 from interleaf.models.registry import CausalModel
 from interleaf.ops import Array, LayerCache, Ops, StepSize
-from interleaf.worker.batch import NO_LOGPROBS, Batch
-from interleaf.worker.model_input import LOGITS_ROWS, lay_out, new_inputs
+from interleaf.worker.batch import Batch
+from interleaf.worker.model_input import LOGITS_ROWS, new_inputs
 from interleaf.worker.pooler import Pooler
 from interleaf.worker.sampler import Sampler
 from interleaf.worker.spec_decode.proposer import StepView
 from interleaf.worker.spec_decode.speculator import Speculator
+from interleaf.worker.step import Samples, Step
 from interleaf.worker.token_masks import StepMasks
-
-
-@dataclass(slots=True)
-class _Layout:
-    """The sequences computed in a step: names, batch rows, tokens of each, and where each begins in T.
-
-    The last `num_drafts` of a sequence's tokens are drafts.
-    """
-
-    sequence_ids: list[str]
-    rows: np.ndarray
-    counts: np.ndarray
-    starts: np.ndarray
-    num_drafts: np.ndarray
-
-
-@dataclass(slots=True)
-class _Samples:
-    """What is sampled in a step, sequence by sequence: L tokens, of which those behind a wrong draft won't count.
-
-    Fields:
-        sequence_ids: whose token it is.
-        rows: int64: its batch row.
-        index: int32: the token of T whose logits it is sampled from.
-        positions: int32: its place in the sequence.
-        drafts: int32: what it was guessed to be; -1 behind the last draft.
-    """
-
-    sequence_ids: list[str]
-    rows: np.ndarray
-    index: np.ndarray
-    positions: np.ndarray
-    drafts: np.ndarray
 
 
 class Runner:
@@ -93,11 +60,13 @@ class Runner:
             residual[:] = [model.forward(inputs, caches)]
             return residual[0]
 
+        self._step = Step(ops, self._batch, inputs, self._block_size)
         # The passes keep what they refer to; they must not refer to this object, or closing it would free nothing.
         self._inputs = inputs
         eager = not model.recordable
         self._body = ops.graph(body, inputs, logits=False, eager=eager)
         self._head = ops.graph(lambda: model.logits(residual[0], inputs), inputs, logits=True, eager=eager)
+        self._decoding = ops.decoding(self._body, self._head, self._batch.sampling_input, self._step.tokens)
         self._pooler = Pooler(
             self._batch,
             inputs,
@@ -110,26 +79,30 @@ class Runner:
         output = StepOutput(scheduled.step, {})
         if not scheduled.num_scheduled_tokens:
             return output
-        layout = self._lay_out(scheduled)
-        size = StepSize(int(layout.counts.sum()), len(layout.rows))
-        self._sampler.masks = StepMasks.of(scheduled.masks, self._batch.row_of, self._batch.num_tokens)
-        self._body.run(size)
-        computed = self._batch.num_computed_tokens[layout.rows] + layout.counts - layout.num_drafts
-        complete = (computed == self._batch.num_tokens[layout.rows]) & self._batch.samples[layout.rows]
-        self._sample(self._samples(layout, complete, forks), size, output)
-        if self._batch.num_candidates[layout.rows].any():
-            self._find_candidates(layout, computed, size, output)
-        self._note_failures(layout, forks, output)
-        self._prompt_logprobs(layout, computed, size, output)
-        output.pooled = self._pooler.pool(layout.sequence_ids, layout.rows, layout.starts, layout.counts, size)
-        starts = self._batch.num_computed_tokens[layout.rows]
-        # All tokens of a sequence that has sampled are computed, but for the last.
-        computed = np.where(complete, self._batch.num_tokens[layout.rows] - 1, computed)
-        self._batch.num_computed_tokens[layout.rows] = computed
+        step, batch = self._step, self._batch
+        step.lay_out(scheduled)
+        self._sampler.masks = StepMasks.of(scheduled.masks, batch.row_of, batch.num_tokens)
+        samples = step.samples(forks)
+        if samples.drafts is None and 0 < len(samples.rows) <= LOGITS_ROWS and self._sampler.samples_as_is:
+            self._decode(samples, output)
+        else:
+            self._body.run(step.size)
+            self._sample(samples, output)
+            batch.num_computed_tokens[step.rows] = step.computed
+        if batch.beams:
+            self._find_candidates(output)
+        if self._sampler.failures:
+            self._note_failures(forks, output)
+        if batch.wanting_prompt_logprobs:
+            self._prompt_logprobs(output)
+        output.pooled = self._pooler.pool(step)
+        if samples.drafts is not None:
+            # All tokens of a sequence that has sampled are computed, but for the last.
+            batch.num_computed_tokens[samples.rows] = batch.num_tokens[samples.rows] - 1
         if self._speculator is not None:
             seconds = time.perf_counter() - begin
-            step = StepView(self._batch, layout.rows, starts, scheduled.block_copies, size, seconds)
-            output.draft_token_ids = self._speculator.propose(step, scheduled, output)
+            view = StepView(batch, step.rows, step.starts, scheduled.block_copies, step.size, seconds)
+            output.draft_token_ids = self._speculator.propose(view, scheduled, output)
         return output
 
     def _apply(self, scheduled: SchedulerOutput) -> list[NewRequest]:
@@ -163,32 +136,9 @@ class Runner:
         for row, token in zip(rows.tolist(), tokens.values(), strict=True):
             self._sampler.advance(row, token)
 
-    def _lay_out(self, scheduled: SchedulerOutput) -> _Layout:
-        """Write the step's inputs: every sequence's next tokens, one after the other."""
-        batch, inputs = self._batch, self._inputs
-        sequence_ids = list(scheduled.num_scheduled_tokens)
-        rows = np.fromiter((batch.row_of[name] for name in sequence_ids), np.int64, len(sequence_ids))
-        counts = np.fromiter(scheduled.num_scheduled_tokens.values(), np.int32, len(sequence_ids))
-        num_drafts = self._put_drafts(scheduled, sequence_ids)
-        counts += num_drafts
-        token_rows, positions = lay_out(inputs, self._block_size, rows, batch.num_computed_tokens[rows], counts)
-        inputs.token_ids[: len(positions)] = batch.token_ids[token_rows, positions]
-        starts = inputs.query_start[: len(rows)].copy()
-        return _Layout(sequence_ids, rows, counts, starts, num_drafts)
-
-    def _put_drafts(self, scheduled: SchedulerOutput, sequence_ids: list[str]) -> np.ndarray:
-        """Set each sequence's drafts behind its tokens; returns how many they are."""
-        batch, drafts = self._batch, scheduled.draft_token_ids
-        if not drafts:
-            return np.zeros(len(sequence_ids), np.int32)
-        for name, tokens in drafts.items():
-            row = batch.row_of[name]
-            end = batch.num_tokens[row]
-            batch.token_ids[row, end : end + len(tokens)] = tokens
-        return np.fromiter((len(drafts.get(name, ())) for name in sequence_ids), np.int32, len(sequence_ids))
-
-    def _logits(self, index: np.ndarray, size: StepSize) -> Iterator[tuple[slice, np.ndarray]]:
+    def _logits(self, index: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Logits of the tokens in `index`, `LOGITS_ROWS` at a time; each is valid until the next."""
+        size = self._step.size
         for begin in range(0, len(index), LOGITS_ROWS):
             part = slice(begin, min(begin + LOGITS_ROWS, len(index)))
             count = part.stop - part.start
@@ -197,101 +147,119 @@ class Runner:
             assert logits is not None
             yield part, logits
 
-    def _again(self, index: np.ndarray, places: np.ndarray, size: StepSize) -> np.ndarray:
-        """The logits of `index[places]` once more, of at most `LOGITS_ROWS` tokens of this step."""
-        [(_, logits)] = self._logits(index, size)
-        return logits if len(places) == len(logits) else logits[places]
+    def _again(self, index: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+        """The logits of `index[places]` (None: all) once more, of at most `LOGITS_ROWS` tokens of this step."""
+        [(_, logits)] = self._logits(index)
+        return logits if places is None else logits[places]
 
-    def _samples(self, layout: _Layout, complete: np.ndarray, forks: list[NewRequest]) -> _Samples:
-        """One token for every sequence that is `complete` (and its forks), and one behind each of its drafts."""
-        batch = self._batch
-        last_token = layout.starts + layout.counts - layout.num_drafts - 1
-        places = np.flatnonzero(complete)
-        number: np.ndarray | int = 0
-        if layout.num_drafts.any():
-            counts = layout.num_drafts[places] + 1
-            number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            places = np.repeat(places, counts)
-        names = [layout.sequence_ids[i] for i in places]
-        index, rows = last_token[places] + number, layout.rows[places]
-        positions = batch.num_tokens[rows] + number
-        drafts = np.full(len(rows), -1, np.int32)
-        drafted = number < layout.num_drafts[places]
-        drafts[drafted] = batch.token_ids[rows[drafted], positions[drafted]]
-        if forks:
-            place_of = {name: last_token[i] for i, name in enumerate(layout.sequence_ids)}
-            fork_rows = np.array([batch.row_of[fork.sequence_id] for fork in forks])
-            names += [fork.sequence_id for fork in forks]
-            index = np.append(index, [place_of[fork.fork_of or ""] for fork in forks])
-            rows = np.append(rows, fork_rows)
-            positions = np.append(positions, batch.num_tokens[fork_rows])
-            drafts = np.append(drafts, np.full(len(forks), -1))
-        return _Samples(names, rows, index, positions.astype(np.int32), drafts)
+    def _decode(self, samples: Samples, output: StepOutput) -> None:
+        """Compute the step and sample each sequence's token in one go."""
+        count = len(samples.rows)
+        self._inputs.logits_index[:count] = samples.index
+        self._batch.sampling(samples.rows, samples.positions)
+        self._decoding.run(StepSize(self._step.size.num_tokens, self._step.size.num_sequences, count))
+        output.sampled_token_ids = {
+            name: [token] for name, token in zip(samples.names, self._step.advance(count), strict=True)
+        }
 
-    def _sample(self, samples: _Samples, size: StepSize, output: StepOutput) -> None:
+    def _sample(self, samples: Samples, output: StepOutput) -> None:
+        """Sample each sequence's token of logits that others may look at, or change."""
+        ended: set[int] = set()
+        for part, logits in self._logits(samples.index):
+            if samples.drafts is not None:
+                self._sample_drafted(samples, part, logits, ended, output)
+                continue
+            rows, positions = samples.rows[part], samples.positions[part]
+            again = partial(self._again, samples.index[part])
+            tokens, entries = self._sampler.sample(logits, rows, positions, again)
+            self._take(samples.names[part], rows, positions, tokens, entries, output)
+
+    def _take(
+        self,
+        names: Sequence[str],
+        rows: np.ndarray,
+        positions: np.ndarray,
+        tokens: np.ndarray,
+        entries: Sequence[TokenLogprobs | None],
+        output: StepOutput,
+    ) -> None:
+        """Put sampled tokens behind their sequences, and into the output."""
+        self._batch.put(rows, positions, tokens)
+        sampled = output.sampled_token_ids
+        for name, token in zip(names, tokens.tolist(), strict=True):
+            sampled.setdefault(name, []).append(token)
+        for name, entry in zip(names, entries, strict=bool(entries)):
+            if entry is not None:
+                output.logprobs.setdefault(name, []).append(entry)
+
+    def _sample_drafted(
+        self, samples: Samples, part: slice, logits: np.ndarray, ended: set[int], output: StepOutput
+    ) -> None:
         """Sample each sequence's tokens up to the first that its draft has not guessed.
 
         All at once, but of sequences whose logits depend on their tokens one at a time.
-        """
-        rows, positions = samples.rows, samples.positions
-        ended: set[int] = set()
-        followed = self._sampler.followed_rows if samples.drafts.max(initial=-1) >= 0 else set()
-        for part, logits in self._logits(samples.index, size):
-            left: Sequence[int] = range(part.start, part.stop)
-            while taken := _first_or_free(left, rows, followed, ended) if followed else list(left):
-                chosen = np.array(taken)
-                places = chosen - part.start
-                tokens, entries = self._sampler.sample(
-                    logits if len(taken) == len(logits) else logits[places],
-                    rows[chosen],
-                    positions[chosen],
-                    partial(self._again, samples.index[part], places, size),
-                )
-                kept = _kept(samples, taken, tokens, ended)
-                self._batch.put(rows[chosen[kept]], positions[chosen[kept]], tokens[kept])
-                for i in kept:
-                    name = samples.sequence_ids[taken[i]]
-                    output.sampled_token_ids.setdefault(name, []).append(int(tokens[i]))
-                    if entries and (entry := entries[i]) is not None:
-                        output.logprobs.setdefault(name, []).append(entry)
-                left = sorted({*left} - {*taken})
 
-    def _find_candidates(self, layout: _Layout, computed: np.ndarray, size: StepSize, output: StepOutput) -> None:
-        """The likeliest next tokens of every beam whose tokens are all computed."""
-        batch = self._batch
-        complete = np.flatnonzero((computed == batch.num_tokens[layout.rows]) & (batch.num_candidates[layout.rows] > 0))
-        index, rows = (layout.starts + layout.counts - 1)[complete], layout.rows[complete]
-        names = [layout.sequence_ids[i] for i in complete]
-        for part, logits in self._logits(index, size):
-            found = self._sampler.candidates(
-                logits, rows[part], partial(self._again, index[part], np.arange(len(logits)), size)
+        Args:
+            ended: batch rows of which this has sampled all; grows.
+        """
+        rows, drafts = samples.rows, samples.drafts
+        assert drafts is not None
+        followed = self._sampler.followed_rows
+        left: Sequence[int] = range(part.start, part.stop)
+        while taken := _first_or_free(left, rows, followed, ended) if followed else list(left):
+            chosen = np.array(taken)
+            places = chosen - part.start if len(taken) < len(logits) else None
+            tokens, entries = self._sampler.sample(
+                logits if places is None else logits[places],
+                rows[chosen],
+                samples.positions[chosen],
+                partial(self._again, samples.index[part], places),
             )
+            kept = _kept(rows, drafts, taken, tokens, ended)
+            self._take(
+                [samples.names[taken[i]] for i in kept],
+                rows[chosen[kept]],
+                samples.positions[chosen[kept]],
+                tokens[kept],
+                [entries[i] for i in kept] if entries else [],
+                output,
+            )
+            left = sorted({*left} - {*taken})
+
+    def _find_candidates(self, output: StepOutput) -> None:
+        """The likeliest next tokens of every beam whose tokens are all computed."""
+        batch, step = self._batch, self._step
+        rows = step.rows
+        complete = np.flatnonzero((step.computed == batch.num_tokens[rows]) & (batch.num_candidates[rows] > 0))
+        index, rows = (step.first_tokens + step.counts - 1)[complete], rows[complete]
+        names = [step.names[i] for i in complete]
+        for part, logits in self._logits(index):
+            found = self._sampler.candidates(logits, rows[part], partial(self._again, index[part]))
             output.candidates.update(zip(names[part], found, strict=True))
 
-    def _note_failures(self, layout: _Layout, forks: list[NewRequest], output: StepOutput) -> None:
+    def _note_failures(self, forks: list[NewRequest], output: StepOutput) -> None:
         """Tell of sequences that a logits processor has failed on, be it before or in this step."""
-        failures = self._sampler.failures
-        if failures:
-            row_of = self._batch.row_of
-            names = [*layout.sequence_ids, *(fork.sequence_id for fork in forks)]
-            output.errors = {name: failures[row_of[name]] for name in names if row_of[name] in failures}
+        failures, row_of = self._sampler.failures, self._batch.row_of
+        names = [*self._step.names, *(fork.sequence_id for fork in forks)]
+        output.errors = {name: failures[row_of[name]] for name in names if row_of[name] in failures}
 
-    def _prompt_logprobs(self, layout: _Layout, computed: np.ndarray, size: StepSize, output: StepOutput) -> None:
+    def _prompt_logprobs(self, output: StepOutput) -> None:
         """The logits of prompt token p - 1 tell the logprob of prompt token p."""
-        batch = self._batch
-        for i in np.flatnonzero(batch.num_prompt_logprobs[layout.rows] != NO_LOGPROBS).tolist():
-            row = int(layout.rows[i])
-            before = int(batch.num_computed_tokens[row])
+        batch, step = self._batch, self._step
+        for i, row in enumerate(step.rows.tolist()):
+            if row not in batch.wanting_prompt_logprobs:
+                continue
+            before = int(step.starts[i])
             first = max(before + 1, int(batch.num_prompt_logprobs_done[row]), 1)
-            last = min(int(computed[i]), int(batch.num_prompt_tokens[row]) - 1)
+            last = min(int(step.computed[i]), int(batch.num_prompt_tokens[row]) - 1)
             positions = np.arange(first, last + 1)
             tokens = batch.token_ids[row, first : last + 1]
             counts = np.full(len(positions), batch.num_prompt_logprobs[row])
             entries: list[TokenLogprobs] = []
-            for part, logits in self._logits(layout.starts[i] + positions - 1 - before, size):
+            for part, logits in self._logits(step.first_tokens[i] + positions - 1 - before):
                 entries += self._sampler.logprobs(logits, np.arange(len(logits)), tokens[part], counts[part])
             if entries:
-                output.prompt_logprobs[layout.sequence_ids[i]] = (first, entries)
+                output.prompt_logprobs[step.names[i]] = (first, entries)
 
 
 def _first_or_free(left: Iterable[int], rows: np.ndarray, followed: set[int], ended: set[int]) -> list[int]:
@@ -310,13 +278,13 @@ def _first_or_free(left: Iterable[int], rows: np.ndarray, followed: set[int], en
     return taken
 
 
-def _kept(samples: _Samples, taken: list[int], tokens: np.ndarray, ended: set[int]) -> list[int]:
+def _kept(rows: np.ndarray, drafts: np.ndarray, taken: list[int], tokens: np.ndarray, ended: set[int]) -> list[int]:
     """Which of the tokens sampled at `taken` count; adds to `ended` the rows whose drafts end, or are wrong."""
     kept = []
     for i, (place, token) in enumerate(zip(taken, tokens.tolist(), strict=True)):
-        row = int(samples.rows[place])
+        row = int(rows[place])
         if row not in ended:
             kept.append(i)
-            if token != samples.drafts[place]:
+            if token != drafts[place]:
                 ended.add(row)
     return kept

@@ -19,6 +19,8 @@ from interleaf.worker.logits.chain import LogitsChain
 from interleaf.worker.spec_decode.rejection import DraftDistributions
 from interleaf.worker.token_masks import StepMasks
 
+NONE = np.zeros(0, np.int64)
+
 
 class Sampler:
     """
@@ -54,6 +56,13 @@ class Sampler:
         return self._chain.failures
 
     @property
+    def samples_as_is(self) -> bool:
+        """Whether no sequence of the batch wants anything of its logits but a token."""
+        return (
+            self.masks is None and self._drafts is None and not self._batch.wanting_logprobs and not self._chain.active
+        )
+
+    @property
     def followed_rows(self) -> set[int]:
         """Batch rows whose logits may be changed by what was sampled for them before."""
         return self._chain.rows
@@ -73,7 +82,7 @@ class Sampler:
             int32 [L]; and a list of L entries, or an empty one if no row wants logprobs.
         """
         batch, chain = self._batch, self._chain
-        wanting = np.flatnonzero(batch.num_logprobs[rows] != NO_LOGPROBS)
+        wanting = np.flatnonzero(batch.num_logprobs[rows] != NO_LOGPROBS) if batch.wanting_logprobs else NONE
         active = chain.active
         masked = [] if self.masks is None else self.masks.places(rows, positions)
         raw, raw_rows = logits, wanting

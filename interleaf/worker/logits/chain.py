@@ -66,7 +66,10 @@ class LogitsChain:
     @property
     def active(self) -> bool:
         """Whether any row is held."""
-        return any(link.states for link in self._links)
+        for link in self._links:  # noqa: SIM110 - this is asked in each step, and a generator costs more than all of it.
+            if link.states:
+                return True
+        return False
 
     @property
     def rows(self) -> set[int]:
