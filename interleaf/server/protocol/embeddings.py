@@ -12,15 +12,19 @@ from interleaf.server.protocol.common import PromptTokensDetails, RequestFields
 from interleaf.server.protocol.completions import PromptField, listed_prompts
 
 
-class EmbeddingRequest(RequestFields):
+class PoolingFields(RequestFields):
+    """How texts become vectors."""
+
+    pooling: Pooling | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = True
+
+
+class EmbeddingRequest(PoolingFields):
     input: PromptField
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, ge=1)
-
-    pooling: Pooling | None = None
     normalize: bool | None = True
-    truncate_prompt_tokens: int | None = None
-    add_special_tokens: bool | None = True
 
     def prompts(self) -> list[str | list[int]]:
         """The inputs, each as text or token ids.
