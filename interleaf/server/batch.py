@@ -29,6 +29,8 @@ from interleaf.server.protocol.responses import (
     ResponseRequest,
     ResponseUsage,
 )
+from interleaf.server.protocol.scoring import RerankRequest, ScoreRequest
+from interleaf.server.scoring import ranks, scores
 from interleaf.server.state import ServerState
 
 SPARE_WORKERS = 16
@@ -57,6 +59,8 @@ ENDPOINTS: dict[str, tuple[type[Any], Respond]] = {
     "/v1/completions": (CompletionRequest, _completion),
     "/v1/embeddings": (EmbeddingRequest, embeddings),
     "/v1/responses": (ResponseRequest, _response),
+    "/v1/score": (ScoreRequest, scores),
+    "/v1/rerank": (RerankRequest, ranks),
 }
 """What a batch can ask: url -> model of the body, and what answers it."""
 

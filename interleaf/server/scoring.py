@@ -42,7 +42,7 @@ async def pool(body: EmbeddingRequest, request: Request) -> Response:
 @router.post("/v1/score", responses=responses(ScoreResponse))
 async def score(body: ScoreRequest, request: Request) -> Response:
     """How much each text of one side is like that of the other."""
-    return json_response(await until_gone(request.receive, _scored(body, context_of(request))))
+    return json_response(await until_gone(request.receive, scores(body, context_of(request))))
 
 
 @router.post("/rerank", responses=responses(RerankResponse))
@@ -50,7 +50,7 @@ async def score(body: ScoreRequest, request: Request) -> Response:
 @router.post("/v2/rerank", responses=responses(RerankResponse))
 async def rerank(body: RerankRequest, request: Request) -> Response:
     """Documents, those that are most like a query first."""
-    return json_response(await until_gone(request.receive, _ranked(body, context_of(request))))
+    return json_response(await until_gone(request.receive, ranks(body, context_of(request))))
 
 
 async def _pooled(body: EmbeddingRequest, context: Context) -> PoolingResponse:
@@ -61,19 +61,27 @@ async def _pooled(body: EmbeddingRequest, context: Context) -> PoolingResponse:
     return PoolingResponse(name, model, [Pooled(*one) for one in enumerate(coded)], embedding_usage(counter))
 
 
-async def _scored(body: ScoreRequest, context: Context) -> ScoreResponse:
+async def scores(body: ScoreRequest, context: Context) -> ScoreResponse:
+    """
+    Raises:
+        ApiError, InterleafError: the request is refused, or could not be finished.
+    """
     body.check_fields()
     model, name = context.state.check_model(body.model), identifier("score", context, body)
-    scores, counter = await _cosines(body, context, *body.sides(), name, "text_1")
-    return ScoreResponse(name, model, [Score(*one) for one in enumerate(scores)], embedding_usage(counter))
+    found, counter = await _cosines(body, context, *body.sides(), name, "text_1")
+    return ScoreResponse(name, model, [Score(*one) for one in enumerate(found)], embedding_usage(counter))
 
 
-async def _ranked(body: RerankRequest, context: Context) -> RerankResponse:
+async def ranks(body: RerankRequest, context: Context) -> RerankResponse:
+    """
+    Raises:
+        ApiError, InterleafError: the request is refused, or could not be finished.
+    """
     body.check_fields()
     model, name = context.state.check_model(body.model), identifier("rerank", context, body)
     texts = body.texts()
-    scores, counter = await _cosines(body, context, [body.query] * len(texts), texts, name, "documents")
-    results = [Ranked(*one) for one in enumerate(scores)]
+    found, counter = await _cosines(body, context, [body.query] * len(texts), texts, name, "documents")
+    results = [Ranked(*one) for one in enumerate(found)]
     results.sort(key=lambda one: one.relevance_score, reverse=True)
     if body.return_documents is not False:
         for one in results:

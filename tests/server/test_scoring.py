@@ -103,3 +103,16 @@ async def test_refusals(client: httpx.AsyncClient, path: str, body: Any, param: 
 async def test_an_unknown_model(client: httpx.AsyncClient) -> None:
     for path, body in (("/score", {"text_1": "a", "text_2": "b"}), ("/rerank", {"query": "a", "documents": ["b"]})):
         assert error(await client.post(path, json={"model": "another", **body}))["status"] == 404
+
+
+async def test_in_batches(client: httpx.AsyncClient) -> None:
+    from interleaf.server.batch import ENDPOINTS
+    from interleaf.server.generation import new_context
+
+    state = client._transport.app.state.server  # type: ignore[attr-defined]
+    for url, fields in (
+        ("/v1/score", {"text_1": "a", "text_2": "b"}),
+        ("/v1/rerank", {"query": "a", "documents": ["b"]}),
+    ):
+        model, respond = ENDPOINTS[url]
+        assert (await respond(model(**fields), new_context(state))).model == MODEL
