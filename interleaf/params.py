@@ -28,6 +28,19 @@ FLAGS = (
     "include_stop_str_in_output",
 )
 
+MUTABLE = (
+    "stop",
+    "stop_token_ids",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "extra_args",
+    "structured_outputs",
+    "guided_decoding",
+    "reasoning_markers",
+)
+"""Fields of `SamplingParams` whose values can change."""
+
 Pooling = Literal["last", "mean"]
 """Which hidden states an embedding is made of: the last token's, or the mean of all tokens'."""
 
@@ -168,7 +181,9 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=False):
         return self.stop if isinstance(self.stop, list) else []
 
     def clone(self) -> SamplingParams:
-        return copy.deepcopy(self)
+        """A copy that shares nothing that could change; its fields' ranges are checked once more."""
+        own = {name: copy.deepcopy(value) for name in MUTABLE if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(self, **own)
 
     def _normalize(self) -> None:
         given: object = self.stop

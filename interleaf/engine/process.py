@@ -19,6 +19,7 @@ from pathlib import Path
 
 from interleaf.engine import wire
 from interleaf.engine.core import EngineCore, Executor, ending
+from interleaf.engine.garbage import settle
 from interleaf.engine.port import Identity, Port
 from interleaf.engine.request_check import check_request
 from interleaf.engine.step_record import StepRecorder
@@ -282,6 +283,7 @@ def serve(start: wire.EngineStart, load: Callable[[wire.EngineStart], Loaded]) -
         port.send([(asking, StartFailure(type(error).__name__, str(error)))])
         port.close()
         return 1
+    settle()
     EngineLoop(start, loaded, port).run()
     loaded[1].close()
     port.close()

@@ -189,19 +189,22 @@ class OpenRequests:
         followed = self._outputs.follow(news)
         if followed.abort_sequence_ids:
             self.connection().send(AbortSequences(followed.abort_sequence_ids))
+        streams = self._streams
         for request_id, num_tokens in followed.num_new_tokens.items():
             self._recovery.progressed(request_id, num_tokens)
-            if request_id in self._streams:
-                # Searches bring nothing before their end, but news that they have begun.
-                self._note_start(self._streams[request_id])
+            stream = streams.get(request_id)
+            # Searches bring nothing before their end, but news that they have begun.
+            if stream is not None and not stream.started:
+                self._note_start(stream)
         for request_id, (state, indices) in followed.updated.items():
-            stream = self._streams[request_id]
+            stream = streams[request_id]
             if request_id in followed.errors:
                 stream.fail(RequestFailedError(followed.errors[request_id]))
-            if state.finished or state.kind is not RequestOutputKind.FINAL_ONLY:
-                stream.notify(indices)
             if state.finished:
+                stream.notify(indices)
                 self._retire(stream)
+            elif state.kind is not RequestOutputKind.FINAL_ONLY:
+                stream.notify(indices)
         if held_back:
             self._seat.set(Tally.SUSPECTS, self._recovery.num_suspects)
             self._send_next()

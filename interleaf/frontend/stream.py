@@ -34,17 +34,18 @@ class Stream:
         """Ends the request at its deadline."""
         self.error: InterleafError | None = None
         self._changed: set[int] = set()
-        self._news = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
+        """The caller's wait for news; an `asyncio.Event` costs twice as much, for each token."""
 
     def notify(self, indices: list[int]) -> None:
         """The sequences `indices` have something to tell."""
         self._changed.update(indices)
-        self._news.set()
+        self._wake()
 
     def fail(self, error: InterleafError) -> None:
         """Let the caller have this error."""
         self.error = error
-        self._news.set()
+        self._wake()
 
     async def next_output(self) -> RequestOutput:
         """Wait for something to tell.
@@ -53,14 +54,20 @@ class Stream:
             InterleafError: what `fail` was given.
         """
         while True:
-            await self._news.wait()
-            self._news.clear()
+            if not self._changed and self.error is None:
+                self._reader = asyncio.get_running_loop().create_future()
+                await self._reader
             if self.error is not None:
                 raise self.error
             changed, self._changed = self._changed, set()
             output = self.state.output(changed)
             if output is not None:
                 return output
+
+    def _wake(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.done():
+            reader.set_result(None)
 
     def send(self, connection: Connection) -> None:
         """Give the request to the engine, behind the tokens that it has brought already."""

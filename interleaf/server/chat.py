@@ -33,7 +33,7 @@ from interleaf.server.protocol.chat import (
 )
 from interleaf.server.routing import JsonRoute, responses
 from interleaf.server.stored_chats import keep, kept_when_done
-from interleaf.server.streaming import EventStream, event, guarded, json_response, until_gone
+from interleaf.server.streaming import EventStream, event, json_response, until_gone
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
@@ -47,7 +47,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
         job.id = f"chatcmpl-{uuid.uuid4().hex}"
     if body.stream:
         chunks = kept_when_done(job.context, body, job.chunks()) if body.store else job.chunks()
-        return await EventStream.begin(request.receive, guarded(chunks))
+        return await EventStream.begin(request.receive, chunks, openai=True)
     return json_response(await until_gone(request.receive, job.response()))
 
 

@@ -25,7 +25,7 @@ from interleaf.server.protocol.completions import (
     CompletionResponse,
 )
 from interleaf.server.routing import JsonRoute, responses
-from interleaf.server.streaming import EventStream, event, guarded, json_response, until_gone
+from interleaf.server.streaming import EventStream, event, json_response, until_gone
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
@@ -35,7 +35,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     """Write on from a prompt."""
     job = Job.of(body, context_of(request))
     if body.stream:
-        return await EventStream.begin(request.receive, guarded(job.chunks()))
+        return await EventStream.begin(request.receive, job.chunks(), openai=True)
     return json_response(await until_gone(request.receive, job.response()))
 
 
@@ -102,12 +102,8 @@ class Job:
         generation.check_room(self.context, tokenized, self.params, self.body.max_tokens, "max_tokens")
         return tokenized
 
-    async def outputs(self, prompts: list[PromptDict]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        async with aclosing(generated(self.context, self.body, prompts, self.params, self.id)) as outputs:
-            async for number, output in outputs:
-                if self.nothing_wanted:
-                    _empty(output)
-                yield number, output
+    def outputs(self, prompts: list[PromptDict]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        return generated(self.context, self.body, prompts, self.params, self.id)
 
     async def response(self) -> CompletionResponse:
         """The whole response."""
@@ -116,6 +112,8 @@ class Job:
         choices: list[CompletionChoice] = []
         async with aclosing(self.outputs(prompts)) as outputs:
             async for number, output in outputs:
+                if self.nothing_wanted:
+                    _empty(output)
                 counter.add(number, output)
                 if output.prompt_logprobs is not None:
                     self.echoed[number] = output.prompt_logprobs
@@ -134,6 +132,8 @@ class Job:
         chunk = CompletionResponse(self.id, self.created, self.model, [], self.context.state.fingerprint)
         async with aclosing(self.outputs(prompts)) as outputs:
             async for number, output in outputs:
+                if self.nothing_wanted:
+                    _empty(output)
                 counter.add(number, output)
                 if output.prompt_logprobs is not None:
                     self.echoed[number] = output.prompt_logprobs

@@ -6,6 +6,7 @@ import asyncio
 import math
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from msgspec import UNSET
@@ -13,7 +14,7 @@ from starlette.requests import Request
 
 from interleaf.frontend.processor import PromptDict
 from interleaf.frontend.tracing import TRACE_HEADERS
-from interleaf.outputs import CompletionOutput, RequestOutput
+from interleaf.outputs import RequestOutput
 from interleaf.params import RequestParams, SamplingParams
 from interleaf.server.engine import Engine
 from interleaf.server.errors import ApiError, bad_request
@@ -180,22 +181,29 @@ async def generated(
         )
         for number, prompt in enumerate(prompts)
     ]
-    async for number, output in merged(streams):
-        for one in output.outputs:
-            check_finish(one)
-        yield number, output
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for output in only:
+                check_finish(output)
+                yield 0, output
+        return
+    async with aclosing(merged(streams)) as outputs:
+        async for number, output in outputs:
+            check_finish(output)
+            yield number, output
 
 
-def check_finish(output: CompletionOutput) -> None:
+def check_finish(output: RequestOutput) -> None:
     """Raise for a sequence that did not end by itself.
 
     Raises:
         ApiError: it was broken off, by the engine or by its time limit.
     """
-    if output.finish_reason == "error":
-        raise ApiError(500, "The engine failed on this request.", code="internal_error")
-    if output.finish_reason == "abort":
-        raise ApiError(503, "The request was ended before its answer was complete.", code="aborted")
+    for one in output.outputs:
+        if one.finish_reason == "error":
+            raise ApiError(500, "The engine failed on this request.", code="internal_error")
+        if one.finish_reason == "abort":
+            raise ApiError(503, "The request was ended before its answer was complete.", code="aborted")
 
 
 def tokens_as_ids(context: Context, body: SamplingFields) -> bool:

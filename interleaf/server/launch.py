@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 import uvicorn
 
+from interleaf.engine.garbage import settle
 from interleaf.errors import ConfigError
 from interleaf.observe import get_logger
 from interleaf.server.app import create_app
@@ -139,6 +140,7 @@ async def serve_until(
         template = template_text(options.chat_template, engine.tokenizer.chat_templates)
         app = create_app(engine, replace(options, chat_template=template), peers)
         server = _server(app, listen, options.root_path, started)
+        settle()
         serving = asyncio.ensure_future(server.serve(sockets=[bound]))
         if await first(serving, stop):
             return True

@@ -22,7 +22,7 @@ from interleaf.errors import ConfigError
 from interleaf.observe import get_logger
 from interleaf.server.errors import ApiError, error_response
 from interleaf.server.state import ServerState
-from interleaf.server.streaming import ClientGoneError
+from interleaf.server.streaming import DIRECT_SEND, ClientGoneError
 
 logger = get_logger(__name__)
 
@@ -146,6 +146,7 @@ class _Exchange:
         self._send = send
         self._start = time.perf_counter()
         scope.setdefault("state", {})["request_id"] = self.request_id
+        scope[DIRECT_SEND] = send
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

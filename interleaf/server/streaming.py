@@ -16,6 +16,8 @@ from interleaf.server.errors import api_error
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
+DIRECT_SEND = "interleaf.send"
+"""In a request's scope: what sends to the client without the layers between."""
 encode = msgspec.json.Encoder().encode
 
 
@@ -39,32 +41,43 @@ class EventStream(Response):
     """A response that sends events as they are made.
 
     The events' generator is closed when the client goes away, at whatever point that is.
+
+    Args:
+        openai: an error behind the first event becomes an event, and `[DONE]` is the last.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], openai: bool) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._first = first
         self._rest = rest
+        self._openai = openai
 
     @classmethod
-    async def begin(cls, receive: Receive, events: AsyncGenerator[bytes, None]) -> EventStream:
+    async def begin(cls, receive: Receive, events: AsyncGenerator[bytes, None], openai: bool = False) -> EventStream:
         """Wait for the first event, so that what fails before it can have a status of its own."""
-        return cls(await until_gone(receive, _next(events)), events)
+        return cls(await until_gone(receive, _next(events)), events, openai)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._rest):
             with suppress(ClientGoneError):
-                await until_gone(receive, self._send_all(send))
+                await until_gone(receive, self._send_all(scope, send))
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        # The layers around the app have seen what they look for: from here on each would only pass messages on.
+        send = scope.get(DIRECT_SEND, send)
         await send({"type": "http.response.body", "body": self._first, "more_body": True})
-        async for data in self._rest:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            async for data in self._rest:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except Exception as error:
+            if not self._openai:
+                raise
+            await send({"type": "http.response.body", "body": event(api_error(error).body()), "more_body": True})
+        await send({"type": "http.response.body", "body": DONE if self._openai else b""})
 
 
 async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
@@ -101,28 +114,8 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def guarded(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """OpenAI's stream: an error behind the first event becomes an event, and `[DONE]` is the last."""
-    started = False
-    async with aclosing(events):
-        try:
-            async for data in events:
-                started = True
-                yield data
-        except Exception as error:
-            if not started:
-                raise
-            yield event(api_error(error).body())
-    yield DONE
-
-
 async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
     """Values of several streams as they come, each with its stream's number; one that fails ends them all."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as only:
-            async for value in only:
-                yield 0, value
-        return
     queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue(maxsize=1024)
 
     async def pump(number: int, stream: AsyncGenerator[T, None]) -> None:
