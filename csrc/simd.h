@@ -287,6 +287,20 @@ INTERLEAF_INLINE void store_partial(bf16* destination, F32x16 a, int count) {
 }
 
 // Lane sums and maxima in one fixed tree.
+#if defined(__AVX512F__)
+INTERLEAF_INLINE float reduce_add(F32x16 x) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+INTERLEAF_INLINE float reduce_max(F32x16 x) {
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#else
 INTERLEAF_INLINE float reduce_add(F32x16 x) {
   float v[16];
   store(v, x);
@@ -301,6 +315,7 @@ INTERLEAF_INLINE float reduce_max(F32x16 x) {
     for (int i = 0; i < width; ++i) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
   return v[0];
 }
+#endif
 
 // e^x within 2 units in the last place; 0 below -87.3 (where results would be denormal, and slow), and for -inf. Range
 // reduction by ln 2 in two parts, then the Taylor polynomial of degree 7 on [-ln2/2, ln2/2].
@@ -325,7 +340,25 @@ INTERLEAF_INLINE float exp(float x) {
   return v[0];
 }
 
-// 2^x within 4e-7, for x <= 0; 0 below -125, and for -inf. Minimax polynomial of degree 5 on [-1/2, 1/2].
+// 2^x for x <= 0; 0 for -inf.
+#if defined(__AVX512F__)
+// x - floor(x), and 0 for -inf; a * 2^floor(x).
+INTERLEAF_INLINE F32x16 fraction(F32x16 x) { return {_mm512_reduce_ps(x.v, 9)}; }
+INTERLEAF_INLINE F32x16 scale_by_floor(F32x16 a, F32x16 x) { return {_mm512_scalef_ps(a.v, x.v)}; }
+// Within 2e-7: minimax polynomial of degree 5 on [0, 1). Below -126 results are denormal, and slow, unless these are
+// flushed.
+INTERLEAF_INLINE F32x16 exp2_of_negative(F32x16 x) {
+  const F32x16 r = fraction(x);
+  F32x16 p = broadcast(1.867131688e-3f);
+  p = fma(p, r, broadcast(9.017026898e-3f));
+  p = fma(p, r, broadcast(5.579991555e-2f));
+  p = fma(p, r, broadcast(2.401644495e-1f));
+  p = fma(p, r, broadcast(6.931513119e-1f));
+  p = fma(p, r, broadcast(1.0f));
+  return scale_by_floor(p, x);
+}
+#else
+// Within 4e-7: minimax polynomial of degree 5 on [-1/2, 1/2]. 0 below -125.
 INTERLEAF_INLINE F32x16 exp2_of_negative(F32x16 unbounded) {
   const F32x16 x = maximum(unbounded, broadcast(-125.0f));
   const F32x16 n = round_nearest(x);
@@ -338,6 +371,7 @@ INTERLEAF_INLINE F32x16 exp2_of_negative(F32x16 unbounded) {
   p = fma(p, r, broadcast(1.0f));
   return where_at_least(unbounded, -125.0f, scale_by_power(p, n));
 }
+#endif
 INTERLEAF_INLINE float exp2_of_negative(float x) {
   float v[16];
   store(v, exp2_of_negative(broadcast(x)));

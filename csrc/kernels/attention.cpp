@@ -1,10 +1,8 @@
-#include "attention_product.h"
+#include "attention_chunk.h"
 
 namespace interleaf::INTERLEAF_LEVEL {
 
 namespace {
-
-constexpr float kLog2E = 1.44269504088896341f;  // softmax is computed with powers of two
 
 template <typename T>
 void gather_queries(const Span& span, Workspace<T>& work) {
@@ -20,124 +18,6 @@ void gather_queries(const Span& span, Workspace<T>& work) {
     }
     for (int i = d; i < span.padded; ++i) query[i] = A{0};
   }
-}
-
-// The keys of the chunk that a row sees: [first, last), relative to the chunk.
-template <typename C>
-INTERLEAF_INLINE Range visible_keys(const Span& span, int row, const Chunk<C>& chunk) {
-  return {higher(span.first_key_of(row) - chunk.begin, 0),
-          lower(span.position_of(row) + 1 - chunk.begin, chunk.num_keys)};
-}
-
-// Bends the scores of a row into (-soft_cap, soft_cap). (Gemma 2)
-INTERLEAF_INLINE void cap_row(const AttentionArgs& args, float* scores, int width) {
-  const F32x16 scale = broadcast(args.scale / args.soft_cap), cap = broadcast(args.soft_cap);
-  for (int i = 0; i < width; i += kLanes) store(scores + i, cap * tanh(load(scores + i) * scale));
-}
-
-// Turns a row's scores into softmax weights relative to the chunk's own maximum, zero outside of `visible`. For int8
-// `scaled`: scores are of keys, and weights for values, that have yet to be multiplied by their scales.
-template <bool scaled, typename T>
-void weigh_row(const AttentionArgs& args, int row, Range visible, int num_keys, const State& state, Workspace<T>& work) {
-  float* scores = work.scores + static_cast<ptrdiff_t>(row) * kScoreStride;
-  auto* weights = work.weights + static_cast<ptrdiff_t>(row) * kWeightStride;
-  const int width = round_up(num_keys, 2 * kKeyGroup);
-  const bool capped = args.soft_cap > 0.0f;
-  if (scaled)
-    for (int i = 0; i < width; i += kLanes) store(scores + i, load(scores + i) * load(work.key_scales + i));
-  if (capped) cap_row(args, scores, width);
-  for (int i = 0; i < lower(visible.begin, width); ++i) scores[i] = kMinusInfinity;
-  for (int i = higher(visible.end, 0); i < width; ++i) scores[i] = kMinusInfinity;
-  F32x16 highest = broadcast(kMinusInfinity);
-  for (int i = 0; i < width; i += kLanes) highest = maximum(load(scores + i), highest);
-  const float scale = (capped ? 1.0f : args.scale) * kLog2E;
-  const float top = reduce_max(highest) * scale;
-  state.maximum[row] = top;
-  state.sum[row] = 0.0f;
-  if (top == kMinusInfinity) {
-    for (int i = 0; i < width; ++i) weights[i] = 0;
-    return;
-  }
-  F32x16 sum = broadcast(0.0f);
-  for (int i = 0; i < width; i += kLanes) {
-    const F32x16 weight = exp2_of_negative(fma(load(scores + i), broadcast(scale), broadcast(-top)));
-    sum = sum + weight;
-    store(weights + i, scaled ? weight * load(work.value_scales + i) : weight);
-  }
-  state.sum[row] = reduce_add(sum);
-}
-
-// One product of a chunk: its keys' or its values'.
-enum class Part { kKeys, kValues };
-
-template <Part part, typename T, typename B>
-INTERLEAF_INLINE void multiply(const Span& span, const B* const* groups, const B* const* ahead, int num_keys,
-                               const State& state, Workspace<T>& work) {
-  const int num_groups = (num_keys + kKeyGroup - 1) / kKeyGroup;
-#if defined(__AMX_BF16__)
-  if constexpr (sizeof(T) == 2) {
-    if (span.padded % kTileDepth == 0) {
-      if constexpr (part == Part::kKeys) {
-        score_keys_on_tiles(work.queries, span.num_rows, span.padded, groups, ahead, num_groups, work.shape, work.scores);
-      } else {
-        sum_values_on_tiles(work.weights, span.num_rows, span.padded, groups, ahead, num_groups, work.shape, state.values);
-      }
-      return;
-    }
-  }
-#endif
-  if constexpr (part == Part::kKeys) {
-    score_keys(work.queries, span.num_rows, span.padded, groups, ahead, num_groups, work.scores);
-  } else {
-    sum_values(work.weights, span.num_rows, span.padded, groups, ahead, num_keys, state.values);
-  }
-}
-
-// Makes int8 groups into ones that can be multiplied.
-INTERLEAF_INLINE void widen(const int8_t* const* groups, const int8_t* const* ahead, int num_groups, int padded,
-                            bf16* wide, const bf16** wide_groups) {
-  const int count = kKeyGroup * padded;
-  for (int g = 0; g < num_groups; ++g, wide += count) {
-    wide_groups[g] = wide;
-    for (int i = 0; i < count; i += kLanes) {
-      if (i % 64 == 0) prefetch(ahead[g] + i);
-      store(wide + i, load(groups[g] + i));
-    }
-  }
-}
-
-INTERLEAF_INLINE void gather_scales(const float* const* groups, int num_groups, float* scales) {
-  for (int g = 0; g < num_groups; ++g) store(scales + g * kKeyGroup, load(groups[g]));
-  if (num_groups < kChunkGroups) store(scales + num_groups * kKeyGroup, broadcast(0.0f));
-}
-
-// Scores, softmax and weighted values of one chunk of keys, for all rows. `next` is the chunk that follows.
-template <typename T, typename C>
-void attend_to_chunk(const Span& span, const Chunk<C>& chunk, const Chunk<C>& next, const State& state,
-                     Workspace<T>& work) {
-  const auto weigh_rows = [&]() __attribute__((always_inline)) {
-    for (int row = 0; row < span.num_rows; ++row)
-      weigh_row<sizeof(C) == 1>(*span.args, row, visible_keys(span, row, chunk), chunk.num_keys, state, work);
-  };
-  const C* next_keys[kChunkGroups];
-  for (int g = 0; g < chunk.num_groups; ++g) next_keys[g] = next.keys[lower(g, next.num_groups - 1)];
-  if constexpr (sizeof(C) == 1) {
-    const bf16* groups[kChunkGroups];
-    gather_scales(chunk.key_scales, chunk.num_groups, work.key_scales);
-    gather_scales(chunk.value_scales, chunk.num_groups, work.value_scales);
-    widen(chunk.keys, chunk.values, chunk.num_groups, span.padded, work.wide, groups);
-    multiply<Part::kKeys>(span, groups, groups, chunk.num_keys, state, work);
-    weigh_rows();
-    widen(chunk.values, next_keys, chunk.num_groups, span.padded, work.wide, groups);
-    multiply<Part::kValues>(span, groups, groups, chunk.num_keys, state, work);
-  } else {
-    multiply<Part::kKeys>(span, chunk.keys, chunk.values, chunk.num_keys, state, work);
-    weigh_rows();
-    multiply<Part::kValues>(span, chunk.values, next_keys, chunk.num_keys, state, work);
-  }
-  const int group_bytes = kKeyGroup * span.padded * static_cast<int>(sizeof(C));
-  for (int g = chunk.num_groups; g < next.num_groups; ++g)
-    for (int i = 0; i < group_bytes; i += 64) prefetch(reinterpret_cast<const char*>(next.keys[g]) + i);
 }
 
 template <typename T>
@@ -169,6 +49,7 @@ class Deal {
  public:
   Deal(const AttentionArgs& args, int num_sequences, int num_threads)
       : args_(args), num_sequences_(num_sequences), num_threads_(num_threads) {
+    span_rows_ = rows_of_a_span();
     for_each_span([this](const Span& span) { total_ += cost_of(span); });
   }
 
@@ -203,18 +84,25 @@ class Deal {
       const int first_token = args_.query_start[s];
       const int num_tokens = args_.query_start[s + 1] - first_token;
       const int32_t* block_table = args_.block_tables + args_.sequence_rows[s] * args_.block_table_stride;
-      for (int row = 0; row < num_tokens * group; row += kTileQueries)
+      for (int row = 0; row < num_tokens * group; row += span_rows_)
         for (int g = 0; g < args_.cache.num_kv_heads; ++g)
           visit(Span{&args_, block_table, g, group, round_up(args_.head_dim, kLanes), first_token,
-                     args_.context_lengths[s] - num_tokens, row, lower(kTileQueries, num_tokens * group - row)});
+                     args_.context_lengths[s] - num_tokens, row, lower(span_rows_, num_tokens * group - row)});
     }
+  }
+  // Spans are long, so that they share much, but not so long that threads would wait for the last of them.
+  int rows_of_a_span() const {
+    constexpr int kSpansOfAThread = 12;
+    const int64_t rows = static_cast<int64_t>(args_.query_start[num_sequences_]) * args_.num_heads;
+    const int64_t strips = rows / (num_threads_ * kSpansOfAThread * kStripRows);
+    return kStripRows * static_cast<int>(strips < 2 ? 2 : strips > kSpanStrips ? kSpanStrips : strips);
   }
   static int64_t cost_of(const Span& span) {
     return static_cast<int64_t>(span.end_key() - span.first_chunk() * kAttentionChunk + 64) * (span.num_rows + 8);
   }
 
   const AttentionArgs& args_;
-  int num_sequences_, num_threads_;
+  int num_sequences_, num_threads_, span_rows_;
   int64_t total_ = 0;
 };
 
@@ -247,7 +135,7 @@ void finish_together(const Piece& piece, const Deal& deal, const Worker& worker)
     if (thread == head) continue;
     index = thread == before ? index + 1 : 0;
     before = thread;
-    for (int row = 0; row < span.num_rows; ++row) merge(state, partial(thread, index), row, span.padded);
+    merge(state, partial(thread, index), span.num_rows, span.padded);
   }
   write_output<T>(span, state);
 }
@@ -267,14 +155,10 @@ void attend(const Piece& piece, const Piece* following, const Deal& deal, const 
     } else if (following) {
       find_chunk(following->span, following->begin, next);
     }
-    if (c == piece.begin) {
-      attend_to_chunk(span, chunk, next, state, work);
-    } else if (!piece.first()) {
-      attend_to_chunk(span, chunk, next, partial(c - piece.begin), work);
-    } else {
-      attend_to_chunk(span, chunk, next, work.chunk, work);
-      for (int row = 0; row < span.num_rows; ++row) merge(state, work.chunk, row, span.padded);
-    }
+    Task tasks[kSpanStrips];
+    const int num_tasks =
+        find_tasks(span, c, piece.first() ? state : partial(c - piece.begin), piece.first(), work, tasks);
+    attend_to_chunk(span, chunk, next, tasks, num_tasks, work);
     chunk = next;
   }
   if (piece.whole()) {
@@ -302,7 +186,20 @@ void attention_typed(const AttentionArgs& args, int num_sequences, const Worker&
 
 }  // namespace
 
+// While it lives, this thread's results that would be denormal are zero.
+class DenormalsFlushed {
+#if defined(__AVX512F__)
+ public:
+  DenormalsFlushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
+  ~DenormalsFlushed() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
 void attention(const AttentionArgs& args, int num_sequences, const Worker& worker) {
+  [[maybe_unused]] const DenormalsFlushed flushed;
   const bool wide = args.type == DType::kF32, small = args.cache.type == DType::kInt8;
   if (wide && small) return attention_typed<float, int8_t>(args, num_sequences, worker);
   if (wide) return attention_typed<float, float>(args, num_sequences, worker);

@@ -5,7 +5,7 @@
 // of the next chunk.
 #pragma once
 
-#include "attention_span.h"
+#include "attention_softmax.h"
 
 namespace interleaf::INTERLEAF_LEVEL {
 
@@ -69,59 +69,39 @@ void sum_values(const A* weights, int num_rows, int padded, const B* const* valu
 }
 
 #if defined(__AMX_BF16__)
-// The same on tiles, which need whole steps of k.
+// The same on tiles, which need whole steps of k, for up to kBlockRows rows. `mix(group, step)` is called between tile
+// products, for what the vector units can do meanwhile.
+template <typename Mix>
 INTERLEAF_INLINE void score_keys_on_tiles(const bf16* queries, int num_rows, int padded, const bf16* const* keys,
-                                          const bf16* const* ahead, int num_groups, TileShape& shape, float* scores) {
-  for (int row = 0; row < num_rows; row += kBlockRows) {
-    const int rows = lower(kBlockRows, num_rows - row);
-    const bool first = row == 0;
-    shape.set(rows, kTileDepth);
-    for (int g = 0; g < num_groups; g += 2) {
-      const int second = g + 1 < num_groups ? g + 1 : g;
-      const bf16 *low = keys[g], *high = keys[second], *low_ahead = ahead[g], *high_ahead = ahead[second];
-      const auto columns = [=](int step) __attribute__((always_inline)) {
-        const int offset = step * kTileDepth * kKeyGroup;
-        return TileColumns{low + offset, high + offset, 64};
-      };
-      const auto fetch = [=](int step) __attribute__((always_inline)) {
-        if (!first) return;
-        for (int i = step * kTileDepth * kKeyGroup; i < (step + 1) * kTileDepth * kKeyGroup; i += 32) {
-          prefetch(low_ahead + i);
-          prefetch(high_ahead + i);
-        }
-      };
-      tile_product<kTileDepth>(queries + static_cast<ptrdiff_t>(row) * padded, padded, rows, padded / kTileDepth, columns,
-                               fetch);
-      tile_store(scores + static_cast<ptrdiff_t>(row) * kScoreStride + g * kKeyGroup, kScoreStride, rows, true);
-    }
+                                          int num_groups, float* scores, Mix mix) {
+  for (int g = 0; g < num_groups; g += 2) {
+    const bf16 *low = keys[g], *high = keys[g + 1 < num_groups ? g + 1 : g];
+    const auto columns = [=](int step) __attribute__((always_inline)) {
+      const int offset = step * kTileDepth * kKeyGroup;
+      return TileColumns{low + offset, high + offset, 64};
+    };
+    const auto ahead = [&](int step) __attribute__((always_inline)) { if (step > 0) mix(g, step - 1); };
+    tile_product<kTileDepth>(queries, padded, num_rows, padded / kTileDepth, columns, ahead);
+    mix(g, padded / kTileDepth - 1);
+    tile_store(scores + g * kKeyGroup, kScoreStride, num_rows, true);
   }
 }
 
-// The same on tiles, a group of keys a step: the weights behind the last key are zero, and its group's values finite.
-INTERLEAF_INLINE void sum_values_on_tiles(const bf16* weights, int num_rows, int padded, const bf16* const* values,
-                                          const bf16* const* ahead, int num_groups, TileShape& shape, float* sums) {
+// The same on tiles, of values that lie side by side. The weights behind the last key are zero, and its values finite.
+template <typename Mix>
+INTERLEAF_INLINE void sum_values_on_tiles(const bf16* weights, int num_rows, int padded, const bf16* values, int num_keys,
+                                          float* sums, Mix mix) {
   const size_t stride = static_cast<size_t>(padded) * 4;
-  for (int row = 0; row < num_rows; row += kBlockRows) {
-    const int rows = lower(kBlockRows, num_rows - row);
-    const bool first = row == 0;
-    shape.set(rows, kKeyGroup);
-    for (int d = 0; d < padded; d += 2 * kLanes) {
-      const auto columns = [=](int step) __attribute__((always_inline)) {
-        const bf16* from = values[step] + d * 2;
-        return TileColumns{from, from + 2 * kLanes, stride};
-      };
-      const auto fetch = [=](int step) __attribute__((always_inline)) {
-        if (!first) return;
-        const bf16* later = ahead[step] + d * 2;
-        for (int i = 0; i < kKeyGroup / 2; ++i, later += padded * 2) {
-          prefetch(later);
-          prefetch(later + 2 * kLanes);
-        }
-      };
-      tile_product<kKeyGroup>(weights + static_cast<ptrdiff_t>(row) * kWeightStride, kWeightStride, rows, num_groups,
-                              columns, fetch);
-      tile_store(sums + static_cast<ptrdiff_t>(row) * padded + d, padded, rows, true);
-    }
+  const int steps = (num_keys + kTileDepth - 1) / kTileDepth;
+  for (int d = 0; d < padded; d += 2 * kLanes) {
+    const auto columns = [=](int step) __attribute__((always_inline)) {
+      const bf16* from = values + static_cast<ptrdiff_t>(step) * kTileDepth * padded + d * 2;
+      return TileColumns{from, from + 2 * kLanes, stride};
+    };
+    const auto ahead = [&](int step) __attribute__((always_inline)) { if (step > 0) mix(d, step - 1); };
+    tile_product<kTileDepth>(weights, kWeightStride, num_rows, steps, columns, ahead);
+    mix(d, steps - 1);
+    tile_store(sums + d, padded, num_rows, true);
   }
 }
 #endif

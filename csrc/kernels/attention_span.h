@@ -6,11 +6,15 @@
 
 namespace interleaf::INTERLEAF_LEVEL {
 
+// Rows (tokens x heads of a group) of queries that are multiplied, and whose scores wait, together; and the most rows
+// that share one pass over the keys.
 #if defined(__AMX_BF16__)
-constexpr int kTileQueries = 64;  // rows (tokens x heads of a group) that share one pass over the keys
+constexpr int kStripRows = kBlockRows;
 #else
-constexpr int kTileQueries = 48;
+constexpr int kStripRows = 48;
 #endif
+constexpr int kSpanStrips = 8;
+constexpr int kSpanRows = kSpanStrips * kStripRows;
 
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 constexpr int kChunkGroups = kAttentionChunk / kKeyGroup;
@@ -103,39 +107,43 @@ struct State {
 
   static int size(int rows, int padded) { return rows * (2 + padded); }  // in floats; rows are a multiple of 16
   static State at(float* memory, int rows) { return {memory, memory + rows, memory + 2 * rows}; }
+  State from(int row, int padded) const {
+    return {maximum + row, sum + row, values + static_cast<ptrdiff_t>(row) * padded};
+  }
 };
 
-// Folds the later keys' state into that of the earlier ones.
-INTERLEAF_INLINE void merge(const State& earlier, const State& later, int row, int padded) {
-  if (later.maximum[row] == kMinusInfinity) return;
-  float* to = earlier.values + static_cast<ptrdiff_t>(row) * padded;
-  const float* from = later.values + static_cast<ptrdiff_t>(row) * padded;
-  if (earlier.maximum[row] == kMinusInfinity) {
-    earlier.maximum[row] = later.maximum[row];
-    earlier.sum[row] = later.sum[row];
-    std::memcpy(to, from, sizeof(float) * static_cast<size_t>(padded));
-    return;
+// Folds the later keys' state into that of the earlier ones, for `rows` rows from the first on.
+INTERLEAF_INLINE void merge(const State& earlier, const State& later, int rows, int padded) {
+  for (int row = 0; row < rows; row += kLanes) {
+    const F32x16 before = load(earlier.maximum + row), after = load(later.maximum + row);
+    const F32x16 top = maximum(before, after), finite = maximum(top, broadcast(-3e38f));
+    float keep[kLanes], add[kLanes];
+    store(keep, exp2_of_negative(before - finite));
+    store(add, exp2_of_negative(after - finite));
+    store(earlier.maximum + row, top);
+    store(earlier.sum + row, fma(load(earlier.sum + row), load(keep), load(later.sum + row) * load(add)));
+    for (int i = 0; i < lower(kLanes, rows - row); ++i) {
+      float* to = earlier.values + static_cast<ptrdiff_t>(row + i) * padded;
+      const float* from = later.values + static_cast<ptrdiff_t>(row + i) * padded;
+      const F32x16 kept = broadcast(keep[i]), added = broadcast(add[i]);
+      for (int d = 0; d < padded; d += kLanes) store(to + d, fma(load(to + d), kept, load(from + d) * added));
+    }
   }
-  const float top = earlier.maximum[row] > later.maximum[row] ? earlier.maximum[row] : later.maximum[row];
-  const float keep = exp2_of_negative(earlier.maximum[row] - top), add = exp2_of_negative(later.maximum[row] - top);
-  earlier.maximum[row] = top;
-  earlier.sum[row] = earlier.sum[row] * keep + later.sum[row] * add;
-  for (int d = 0; d < padded; d += kLanes)
-    store(to + d, fma(load(to + d), broadcast(keep), load(from + d) * broadcast(add)));
 }
 
-// Where one span is worked on. Everything is indexed by row.
+// Where one span is worked on. Scores, weights and the states of single chunks are those of two strips in turn.
 template <typename T>
 struct Workspace {
   using A = Operand<T>;
-  A* queries;           // [rows, padded]
-  float* scores;        // [rows, kScoreStride]
-  A* weights;           // [rows, kWeightStride]
-  bf16* wide;           // [kAttentionChunk, padded]: keys or values of int8 as they are multiplied
+  A* queries;           // [kSpanRows, padded]
+  float* scores[2];     // [kStripRows, kScoreStride]
+  A* weights[2];        // [kStripRows, kWeightStride]
+  bf16* wide_keys;      // [kAttentionChunk, padded]: keys of int8 as they are multiplied
+  bf16* wide_values;    // the same of values; on tiles, values side by side
   float* key_scales;    // [kAttentionChunk]
   float* value_scales;  // [kAttentionChunk]
   State state;          // merged over the chunks so far
-  State chunk;          // of one chunk
+  State chunk[2];       // of one chunk
 #if defined(__AMX_BF16__)
   TileShape shape;
 #endif
@@ -145,16 +153,22 @@ struct Workspace {
       pointer = reinterpret_cast<Value*>(memory);
       memory += round_up(count * static_cast<int>(sizeof(Value)), 64);
     };
-    take(queries, kTileQueries * padded);
-    take(scores, kTileQueries * kScoreStride);
-    take(weights, kTileQueries * kWeightStride);
-    take(wide, kAttentionChunk * padded);
+    const auto take_state = [&](State& state, int rows) {
+      float* values;
+      take(values, State::size(rows, padded));
+      state = State::at(values, rows);
+    };
+    take(queries, kSpanRows * padded);
+    for (int i = 0; i < 2; ++i) {
+      take(scores[i], kStripRows * kScoreStride);
+      take(weights[i], kStripRows * kWeightStride);
+      take_state(chunk[i], kStripRows);
+    }
+    take(wide_keys, kAttentionChunk * padded);
+    take(wide_values, kAttentionChunk * padded);
     take(key_scales, kAttentionChunk);
     take(value_scales, kAttentionChunk);
-    float* states[2];
-    for (float*& memory_of_state : states) take(memory_of_state, State::size(kTileQueries, padded));
-    state = State::at(states[0], kTileQueries);
-    chunk = State::at(states[1], kTileQueries);
+    take_state(state, kSpanRows);
   }
 };
 

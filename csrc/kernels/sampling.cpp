@@ -37,6 +37,31 @@ INTERLEAF_INLINE float highest(const float* x, int count) {
   return result;
 }
 
+// The lanes where x >= bound, as bits.
+INTERLEAF_INLINE uint32_t lanes_at_least(F32x16 x, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(bound), _CMP_GE_OQ);
+#elif defined(__AVX2__)
+  const __m256 least = _mm256_set1_ps(bound);
+  const int low = _mm256_movemask_ps(_mm256_cmp_ps(x.a, least, _CMP_GE_OQ));
+  return static_cast<uint32_t>(low | _mm256_movemask_ps(_mm256_cmp_ps(x.b, least, _CMP_GE_OQ)) << 8);
+#else
+  uint32_t lanes = 0;
+  for (int i = 0; i < kLanes; ++i) lanes |= uint32_t{x.v[i] >= bound} << i;
+  return lanes;
+#endif
+}
+
+// Calls visit(i) for each i from `begin` on with x[i] >= *bound, which may rise meanwhile.
+template <typename Visit>
+INTERLEAF_INLINE void for_each_at_least(const float* x, int begin, int count, const float* bound, Visit visit) {
+  int i = begin;
+  for (; i + kLanes <= count; i += kLanes)
+    for (uint32_t lanes = lanes_at_least(load(x + i), *bound); lanes; lanes &= lanes - 1) visit(i + __builtin_ctz(lanes));
+  for (; i < count; ++i)
+    if (x[i] >= *bound) visit(i);
+}
+
 // The largest logit of each block of kMaximaBlock; returns the largest of all.
 float block_maxima(const float* logits, int vocab_size, float* maxima) {
   float top = kMinusInfinity;
@@ -68,12 +93,19 @@ void exponentials(const float* logits, int count, float top, float scale, float*
   }
 }
 
-INTERLEAF_INLINE double sum_block(const float* weights, int count) {
-  F32x16 sum = broadcast(0.0f);
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes) sum = sum + load(weights + i);
-  if (i < count) sum = sum + load_partial(weights + i, count - i);
-  return reduce_add(sum);
+// Sums weights in blocks; returns the sum of all.
+double sum_blocks(const float* weights, int count, double* sums) {
+  double total = 0.0;
+  for (int begin = 0, block = 0; begin < count; begin += kSumBlock, ++block) {
+    F32x16 sum = broadcast(0.0f);
+    int i = begin;
+    const int end = lower(begin + kSumBlock, count);
+    for (; i + kLanes <= end; i += kLanes) sum = sum + load(weights + i);
+    if (i < end) sum = sum + load_partial(weights + i, end - i);
+    sums[block] = static_cast<double>(reduce_add(sum));
+    total += sums[block];
+  }
+  return total;
 }
 
 // A token and its weight; ordered likeliest first, ties by lower token id.
@@ -105,49 +137,72 @@ void sort_candidates(Candidate* candidates, int count) {
   }
 }
 
-// Weights in (0, 1] by size: 32 buckets an octave, the largest weights first.
+// Weights in (0, 1] by size, the largest first: 32 buckets an octave, each of which is cut into as many again.
 constexpr int kBuckets = 1024;
-INTERLEAF_INLINE int bucket_of(float weight) {
+constexpr int kBucketShifts[] = {18, 8};
+INTERLEAF_INLINE int bucket_of(float weight, uint32_t first, int shift) {
   uint32_t bits;
   std::memcpy(&bits, &weight, 4);
-  const uint32_t distance = (0x3f800000u - bits) >> 18;
+  const uint32_t distance = (0x3f800000u - bits - first) >> shift;
   return distance < kBuckets ? static_cast<int>(distance) : kBuckets - 1;
 }
 
-
-// Bounds a selection: everything in buckets before `bucket`, and the first `rest` by order within it.
-struct Cut {
-  int bucket;
-  int rest;
-};
-
-// Where the first k candidates end.
-Cut cut_by_count(const int* counts, int k) {
-  int seen = 0;
-  for (int b = 0; b < kBuckets; ++b) {
-    if (seen + counts[b] >= k) return {b, k - seen};
-    seen += counts[b];
-  }
-  return {kBuckets, 0};
+// What a candidate counts: 1, or its weight.
+template <bool by_weight>
+INTERLEAF_INLINE double amount_of(const Candidate& candidate) {
+  return by_weight ? static_cast<double>(candidate.weight) : 1.0;
 }
 
-// Copies the candidates of one bucket, in order of likelihood.
-int sorted_bucket(const Candidate* candidates, int count, int bucket, Candidate* sorted) {
-  int size = 0;
+// The bucket in which the likeliest candidates reach `wanted`, the last one if they do not; `reached` grows by what lies
+// before it.
+template <bool by_weight>
+int find_bucket(const Candidate* candidates, int count, uint32_t first, int shift, double wanted, double& reached) {
+  double amounts[kBuckets] = {};
   for (int i = 0; i < count; ++i)
-    if (bucket_of(candidates[i].weight) == bucket) sorted[size++] = candidates[i];
-  sort_candidates(sorted, size);
-  return size;
+    amounts[bucket_of(candidates[i].weight, first, shift)] += amount_of<by_weight>(candidates[i]);
+  int bucket = 0;
+  double before = reached, after = reached;
+  for (int b = 0; b < kBuckets && after < wanted; ++b) {
+    if (amounts[b] == 0.0) continue;
+    bucket = b;
+    before = after;
+    after += amounts[b];
+  }
+  reached = before;
+  return bucket;
 }
 
-// Keeps the candidates of a cut. `sorted` holds the cut's bucket in order.
-int keep(Candidate* candidates, int count, Cut cut, const Candidate* sorted) {
+// The last of the likeliest candidates that reach `wanted` together.
+template <bool by_weight>
+Candidate last_kept(const Candidate* candidates, int count, double wanted, Candidate* work) {
+  double reached = 0.0;
+  uint32_t first = 0;
+  for (const int shift : kBucketShifts) {
+    const int bucket = find_bucket<by_weight>(candidates, count, first, shift, wanted, reached);
+    int size = 0;
+    for (int i = 0; i < count; ++i) {
+      const Candidate candidate = candidates[i];
+      work[size] = candidate;
+      size += bucket_of(candidate.weight, first, shift) == bucket;
+    }
+    first += static_cast<uint32_t>(bucket) << shift;
+    candidates = work;
+    count = size;
+  }
+  sort_candidates(work, count);
+  int last = 0;
+  for (reached += amount_of<by_weight>(work[0]); last + 1 < count && reached < wanted;)
+    reached += amount_of<by_weight>(work[++last]);
+  return work[last];
+}
+
+// Keeps the candidates up to `last` in order of likelihood.
+int keep_up_to(Candidate* candidates, int count, Candidate last) {
   int kept = 0;
   for (int i = 0; i < count; ++i) {
-    const int bucket = bucket_of(candidates[i].weight);
-    const bool inside = bucket < cut.bucket ||
-                        (bucket == cut.bucket && cut.rest > 0 && !before(sorted[cut.rest - 1], candidates[i]));
-    if (inside) candidates[kept++] = candidates[i];
+    const Candidate candidate = candidates[i];
+    candidates[kept] = candidate;
+    kept += (candidate.weight > last.weight) | ((candidate.weight == last.weight) & (candidate.token <= last.token));
   }
   return kept;
 }
@@ -158,47 +213,25 @@ double total_weight(const Candidate* candidates, int count) {
   return total;
 }
 
-int keep_top_k(Candidate* candidates, int count, int k, Candidate* sorted) {
+int keep_top_k(Candidate* candidates, int count, int k, Candidate* work) {
   if (k <= 0 || k >= count) return count;
-  int counts[kBuckets] = {};
-  for (int i = 0; i < count; ++i) ++counts[bucket_of(candidates[i].weight)];
-  const Cut cut = cut_by_count(counts, k);
-  sorted_bucket(candidates, count, cut.bucket, sorted);
-  return keep(candidates, count, cut, sorted);
+  return keep_up_to(candidates, count, last_kept<false>(candidates, count, k, work));
 }
 
-// The smallest set, likeliest first, with at least `share` of the weight (Holtzman et al. 2020).
-int keep_top_p(Candidate* candidates, int count, float share, Candidate* sorted) {
-  if (share >= 1.0f) return count;
-  double weights[kBuckets] = {};
-  for (int i = 0; i < count; ++i) weights[bucket_of(candidates[i].weight)] += static_cast<double>(candidates[i].weight);
-  double total = 0.0;
-  for (double weight : weights) total += weight;
-  const double wanted = total * static_cast<double>(share);
-  double reached = 0.0;
-  int bucket = 0;
-  while (bucket < kBuckets - 1 && reached + weights[bucket] < wanted) reached += weights[bucket++];
-  const int size = sorted_bucket(candidates, count, bucket, sorted);
-  int rest = 0;
-  while (rest < size && (reached < wanted || rest == 0)) reached += static_cast<double>(sorted[rest++].weight);
-  return keep(candidates, count, {bucket, rest}, sorted);
+// The smallest set, likeliest first, with at least `wanted` of the weight (Holtzman et al. 2020).
+int keep_top_p(Candidate* candidates, int count, double wanted, Candidate* work) {
+  return keep_up_to(candidates, count, last_kept<true>(candidates, count, wanted, work));
 }
 
-int draw_from_all(const float* weights, int vocab_size, double noise) {
-  double total = 0.0;
-  for (int begin = 0; begin < vocab_size; begin += kSumBlock)
-    total += sum_block(weights + begin, lower(kSumBlock, vocab_size - begin));
-  const double wanted = noise * total;
+int draw_from_all(const float* weights, int vocab_size, const double* sums, double wanted) {
   double reached = 0.0;
   int last = 0;
-  for (int begin = 0; begin < vocab_size; begin += kSumBlock) {
-    const int count = lower(kSumBlock, vocab_size - begin);
-    const double block = sum_block(weights + begin, count);
-    if (reached + block <= wanted) {
-      reached += block;
+  for (int begin = 0, block = 0; begin < vocab_size; begin += kSumBlock, ++block) {
+    if (reached + sums[block] <= wanted) {
+      reached += sums[block];
       continue;
     }
-    for (int i = begin; i < begin + count; ++i) {
+    for (int i = begin; i < lower(begin + kSumBlock, vocab_size); ++i) {
       if (weights[i] == 0.0f) continue;
       last = i;
       reached += static_cast<double>(weights[i]);
@@ -240,12 +273,29 @@ int likely_tokens(const float* logits, int vocab_size, int k, const float* maxim
   return count;
 }
 
-// Drops what has no weight or too little.
+constexpr float kLeastWeight = 1.17549435e-38f;  // below are denormals, which exp() does not give
+
+// The tokens, of those in `candidates`, that have at least min_p and some weight.
 int keep_min_p(const float* weights, Candidate* candidates, int count, float min_p) {
+  const float least = min_p > kLeastWeight ? min_p : kLeastWeight;
   int kept = 0;
-  for (int i = 0; i < count; ++i)
-    if (weights[i] > 0.0f && weights[i] >= min_p) candidates[kept++] = {weights[i], candidates[i].token};
+  for_each_at_least(weights, 0, count, &least, [&](int i) __attribute__((always_inline)) {
+    candidates[kept++] = {weights[i], candidates[i].token};
+  });
   return kept;
+}
+
+// The same of all tokens. With a `share` alone to keep, tokens can be passed over that have so little weight that all
+// tokens, had they no more, would be spared.
+int find_candidates(const float* weights, int vocab_size, float min_p, double spared, Candidate* candidates) {
+  const float useless = static_cast<float>(spared / vocab_size * 0.999);
+  float least = min_p > useless ? min_p : useless;
+  least = least > kLeastWeight ? least : kLeastWeight;
+  int count = 0;
+  for_each_at_least(weights, 0, vocab_size, &least, [&](int i) __attribute__((always_inline)) {
+    candidates[count++] = {weights[i], i};
+  });
+  return count;
 }
 
 int sample_row(const SampleArgs& args, int row, char* scratch) {
@@ -260,29 +310,29 @@ int sample_row(const SampleArgs& args, int row, char* scratch) {
     return first_highest(logits, vocab_size, top, maxima);
   const float scale = 1.0f / args.temperatures[row];
   const double noise = uniform(args.seeds[row], args.positions[row]);
-  const int k = args.top_k[row];
+  const int k = args.top_k[row] < vocab_size ? args.top_k[row] : 0;
   const float top_p = args.top_p[row], min_p = args.min_p[row];
+  double total = 0.0;
   int count = likely_tokens(logits, vocab_size, k, maxima, weights, candidates, sorted);
   if (count > 0) {
     exponentials(weights, count, top, scale, weights);
+    count = keep_min_p(weights, candidates, count, min_p);
   } else {
+    double* sums = reinterpret_cast<double*>(sorted);
     exponentials(logits, vocab_size, top, scale, weights);
-    if ((k <= 0 || k >= vocab_size) && top_p >= 1.0f && min_p <= 0.0f) return draw_from_all(weights, vocab_size, noise);
-    for (count = 0; count < vocab_size; ++count) candidates[count].token = count;
+    total = sum_blocks(weights, vocab_size, sums);
+    const bool whole = k <= 0 && min_p <= 0.0f;
+    if (whole && top_p >= 1.0f) return draw_from_all(weights, vocab_size, sums, noise * total);
+    const double spared = whole ? total * (1.0 - static_cast<double>(top_p)) : 0.0;
+    count = find_candidates(weights, vocab_size, min_p, spared, candidates);
+    if (!whole) total = 0.0;
   }
-  count = keep_min_p(weights, candidates, count, min_p);
   count = keep_top_k(candidates, count, k, sorted);
-  count = keep_top_p(candidates, count, top_p, sorted);
+  if (top_p < 1.0f) {
+    if (total == 0.0) total = total_weight(candidates, count);
+    count = keep_top_p(candidates, count, total * static_cast<double>(top_p), sorted);
+  }
   return draw_from(candidates, count, noise);
-}
-
-// log(sum(exp(logits))) - top, in double.
-double log_of_sum(const float* logits, int vocab_size, float top, float* weights) {
-  exponentials(logits, vocab_size, top, 1.0f, weights);
-  double total = 0.0;
-  for (int begin = 0; begin < vocab_size; begin += kSumBlock)
-    total += sum_block(weights + begin, lower(kSumBlock, vocab_size - begin));
-  return __builtin_log(total);
 }
 
 int rank_of(const float* logits, int vocab_size, int token) {
@@ -296,19 +346,22 @@ int rank_of(const float* logits, int vocab_size, int token) {
 void likeliest(const float* logits, int vocab_size, int count, Candidate* heap) {
   for (int i = 0; i < count; ++i) heap[i] = {logits[i], i};
   for (int root = count / 2 - 1; root >= 0; --root) sift_down(heap, root, count);
-  for (int i = count; i < vocab_size; ++i) {
-    if (!(logits[i] > heap[0].weight)) continue;
+  for_each_at_least(logits, count, vocab_size, &heap[0].weight, [&](int i) {
+    if (!(logits[i] > heap[0].weight)) return;
     heap[0] = {logits[i], i};
     sift_down(heap, 0, count);
-  }
+  });
   sort_candidates(heap, count);
 }
 
 void logprobs_row(const LogprobsArgs& args, int item, char* scratch) {
   const float* logits = args.logits + static_cast<ptrdiff_t>(args.rows[item]) * args.vocab_size;
   float* weights = reinterpret_cast<float*>(scratch);
+  Candidate* heap = reinterpret_cast<Candidate*>(weights + round_up(args.vocab_size, kLanes));
+  double* sums = reinterpret_cast<double*>(heap);
   const float top = highest(logits, args.vocab_size);
-  const double log_sum = log_of_sum(logits, args.vocab_size, top, weights);
+  exponentials(logits, args.vocab_size, top, 1.0f, weights);
+  const double log_sum = __builtin_log(sum_blocks(weights, args.vocab_size, sums));
   const auto logprob = [&](float logit) {
     return static_cast<float>(static_cast<double>(logit) - static_cast<double>(top) - log_sum);
   };
@@ -317,7 +370,6 @@ void logprobs_row(const LogprobsArgs& args, int item, char* scratch) {
   args.chosen_ranks[item] = rank_of(logits, args.vocab_size, chosen);
   const int count = lower(args.num_top[item], args.vocab_size);
   if (count <= 0) return;
-  Candidate* heap = reinterpret_cast<Candidate*>(weights + round_up(args.vocab_size, kLanes));
   likeliest(logits, args.vocab_size, count, heap);
   const ptrdiff_t base = static_cast<ptrdiff_t>(item) * args.top_stride;
   for (int i = 0; i < count; ++i) {

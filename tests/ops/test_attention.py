@@ -120,6 +120,24 @@ def test_attention_has_the_same_bits_however_it_is_cut(
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_scores_far_apart(level: str, dtype: str) -> None:
+    """Softmax weights down to where they are denormal, and zero."""
+    shape, block_size, length = AttentionShape(2, 1, 32, 1.0), 16, 300
+    torch.manual_seed(5)
+    ops, reference, inputs = cpu_ops(level, dtype), ReferenceOps(dtype), model_input()
+    (cache,), (expected_cache,) = ops.new_caches(1, 120, 16, 1, 32), reference.new_caches(1, 120, 16, 1, 32)
+    lay_out(inputs, [(0, length)], block_size)
+    table, qkv = cos_sin(400, 32), torch.randn(length, 128) * torch.tensor([4.0] * 96 + [1.0] * 32)
+    q = reference.rotary_cache(qkv, shape, reference.table(table), expected_cache, inputs, None, None, 1e-5)
+    source, native_table = activation(ops, qkv, _native.DType.float32), ops.table(table)
+    run(ops, lambda: ops.rotary_cache(source, shape, native_table, cache, inputs), length, inputs)
+    queries = activation(ops, q)
+    actual = run(ops, lambda: ops.attention(queries, shape, cache, inputs), length, inputs, 1)
+    assert_close(actual, reference.attention(q, shape, expected_cache, inputs), dtype)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
 def test_attention_ignores_what_an_earlier_owner_left_in_its_blocks(level: str, kv_cache_dtype: str) -> None:
     shape = AttentionShape(2, 1, 16, 0.25)

@@ -49,7 +49,7 @@ def test_sample_picks_what_the_reference_picks(level: str, setting: dict, vocab_
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("setting", [SETTINGS[2], SETTINGS[5]])
+@pytest.mark.parametrize("setting", [SETTINGS[2], SETTINGS[3], SETTINGS[5], {"top_k": 3000, "top_p": 0.95}])
 def test_most_blocks_of_a_large_vocabulary_are_passed_over(level: str, setting: dict) -> None:
     logits = np.random.default_rng(2).normal(0, 3, (16, 30001)).astype(np.float32)
     logits[::3] = np.round(logits[::3])  # ties
@@ -84,6 +84,19 @@ def test_sample_has_the_right_distribution(level: str, setting: dict) -> None:
     kept = expected > 5
     chi_square = ((observed - expected)[kept] ** 2 / expected[kept]).sum()
     assert chi_square < kept.sum() + 5 * np.sqrt(2 * kept.sum()) + 5
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1.0])
+def test_top_p_over_a_flat_distribution(level: str, spread: float) -> None:
+    """Equal weights fill one bucket; then the lower token ids are kept."""
+    logits = (np.random.default_rng(4).normal(0, 1, (32, 20011)) * spread).astype(np.float32)
+    setting = {"temperature": 1.0, "top_p": 0.25}
+    chosen = cpu_ops(level, "float32").sample(logits, sampling(32, **setting))
+    expected = ReferenceOps("float32").sample(logits, sampling(32, **setting))
+    assert (chosen == expected).mean() > 0.6  # a thousand tokens weigh the same but for rounding
+    if spread == 0.0:
+        assert (chosen <= 20011 / 4 + 1).all()
 
 
 @pytest.mark.parametrize("level", LEVELS)
