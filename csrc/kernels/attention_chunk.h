@@ -34,27 +34,27 @@ int find_tasks(const Span& span, int chunk, const State& total, bool merging, co
   return count;
 }
 
-// A chunk's keys and values as they are multiplied, and what will be needed after them: nowhere if there is nothing to
-// ask for.
-template <typename B>
+// A chunk's keys and values as they are multiplied, and the keys that will be needed after them.
+template <typename C>
 struct Factors {
-  const B* keys[kChunkGroups];
-  const B* values[kChunkGroups];
-  const B* next[kChunkGroups];
+  const Factor<C>* keys[kChunkGroups];
+  const Factor<C>* values[kChunkGroups];
+  const C* next[kChunkGroups];
   ChunkScales scales;
 };
 
-// Makes int8 groups into ones that can be multiplied.
+// Makes int8 groups into ones that can be multiplied; there is a group of zeros behind an odd last one.
 INTERLEAF_INLINE void widen(const int8_t* const* groups, const int8_t* const* ahead, int num_groups, int padded,
                             bf16* wide, const bf16** wide_groups) {
   const int count = kKeyGroup * padded;
   for (int g = 0; g < num_groups; ++g, wide += count) {
     wide_groups[g] = wide;
-    for (int i = 0; i < count; i += kLanes) {
-      if (i % 64 == 0) prefetch(ahead[g] + i);
-      store(wide + i, load(groups[g] + i));
+    for (int i = 0; i < count; i += 2 * kLanes) {
+      prefetch(ahead[g] + i);
+      store_pair(wide + i, load(groups[g] + i), load(groups[g] + i + kLanes));
     }
   }
+  if (num_groups % 2) std::memset(wide, 0, sizeof(bf16) * static_cast<size_t>(count));
 }
 
 INTERLEAF_INLINE void gather_scales(const float* const* groups, int num_groups, float* scales) {
@@ -63,16 +63,26 @@ INTERLEAF_INLINE void gather_scales(const float* const* groups, int num_groups, 
 }
 
 template <typename T, typename C>
-INTERLEAF_INLINE void attend_in_registers(const Span& span, const Chunk<C>& chunk, const Factors<Factor<C>>& factors,
-                                          const Task* tasks, int num_tasks, Workspace<T>& work) {
+INTERLEAF_INLINE void attend_in_registers(const Span& span, const Chunk<C>& chunk, Factors<C>& factors, const Task* tasks,
+                                          int num_tasks, Workspace<T>& work) {
   for (int i = 0; i < num_tasks; ++i) {
     const Strip& strip = tasks[i].strip;
-    const bool ahead = i == 0 && sizeof(C) > 1;
+    const Factor<C>* const* after_keys = factors.keys;
+    const Factor<C>* const* after_values = factors.values;
+    if constexpr (sizeof(C) > 1) {
+      if (i == 0) {
+        after_keys = factors.values;
+        after_values = factors.next;
+      }
+    }
     score_keys(work.queries + static_cast<ptrdiff_t>(strip.row) * span.padded, strip.num_rows, span.padded, factors.keys,
-               ahead ? factors.values : factors.keys, strip.num_groups(), work.scores[0]);
+               after_keys, strip.num_groups(), work.scores[0]);
     StripSoftmax<T, C>(span, strip, chunk.begin, factors.scales, tasks[i].state, work.scores[0], work.weights[0]).finish();
-    sum_values(work.weights[0], strip.num_rows, span.padded, factors.values, ahead ? factors.next : factors.values,
-               strip.num_keys, tasks[i].state.values);
+    if constexpr (sizeof(C) == 1) {
+      if (i == 0) widen(chunk.values, factors.next, chunk.num_groups, span.padded, work.wide_values, factors.values);
+    }
+    sum_values(work.weights[0], strip.num_rows, span.padded, factors.values, after_values, strip.num_keys,
+               tasks[i].state.values);
     tasks[i].finish(span.padded);
   }
 }
@@ -93,10 +103,9 @@ INTERLEAF_INLINE void pack_values(const bf16* const* values, const bf16* const* 
 // While tiles multiply the keys of one strip and the values of another, the vector units do the softmax of the strip
 // between the two.
 template <typename T, typename C>
-INTERLEAF_INLINE void attend_on_tiles(const Span& span, const Chunk<C>& chunk, const Factors<bf16>& factors,
+INTERLEAF_INLINE void attend_on_tiles(const Span& span, const Chunk<C>& chunk, Factors<C>& factors,
                                       const Task* tasks, int num_tasks, Workspace<T>& work) {
   const int padded = span.padded, depth_steps = padded / kTileDepth, column_steps = padded / (2 * kLanes);
-  const bool packed = sizeof(C) == 1;
   for (int stage = 0; stage < num_tasks + 2; ++stage) {
     const Task* scored = stage < num_tasks ? tasks + stage : nullptr;
     const Task* summed = stage >= 2 ? tasks + stage - 2 : nullptr;
@@ -114,7 +123,7 @@ INTERLEAF_INLINE void attend_on_tiles(const Span& span, const Chunk<C>& chunk, c
       const Strip& strip = scored->strip;
       const bf16* queries = work.queries + static_cast<ptrdiff_t>(strip.row) * padded;
       work.shape.set(strip.num_rows, kTileDepth);
-      if (stage == 0 && !packed) {
+      if (stage == 0 && sizeof(C) > 1) {
         score_keys_on_tiles(queries, strip.num_rows, padded, factors.keys, strip.num_groups(), work.scores[0],
                             [&](int g, int step) __attribute__((always_inline)) {
                               const int last = lower(g + 1, chunk.num_groups - 1), begin = step * kTileDepth * kKeyGroup;
@@ -135,7 +144,12 @@ INTERLEAF_INLINE void attend_on_tiles(const Span& span, const Chunk<C>& chunk, c
       summed->finish(padded);
     }
     if (between) softmax.finish();
-    if (stage == 1 && !packed) pack_values(factors.values, factors.next, chunk.num_groups, padded, work.wide_values);
+    if (stage != 1) continue;
+    if constexpr (sizeof(C) == 1) {
+      widen(chunk.values, factors.next, chunk.num_groups, padded, work.wide_values, factors.values);
+    } else {
+      pack_values(factors.values, factors.next, chunk.num_groups, padded, work.wide_values);
+    }
   }
 }
 #endif
@@ -144,22 +158,16 @@ INTERLEAF_INLINE void attend_on_tiles(const Span& span, const Chunk<C>& chunk, c
 template <typename T, typename C>
 void attend_to_chunk(const Span& span, const Chunk<C>& chunk, const Chunk<C>& next, const Task* tasks, int num_tasks,
                      Workspace<T>& work) {
-  Factors<Factor<C>> factors;
-  const C* next_keys[kChunkGroups];
-  for (int g = 0; g < chunk.num_groups; ++g) next_keys[g] = next.keys[lower(g, next.num_groups - 1)];
+  Factors<C> factors;
+  for (int g = 0; g < chunk.num_groups; ++g) factors.next[g] = next.keys[lower(g, next.num_groups - 1)];
   if constexpr (sizeof(C) == 1) {
     gather_scales(chunk.key_scales, chunk.num_groups, work.key_scales);
     gather_scales(chunk.value_scales, chunk.num_groups, work.value_scales);
     factors.scales = {work.key_scales, work.value_scales};
     widen(chunk.keys, chunk.values, chunk.num_groups, span.padded, work.wide_keys, factors.keys);
-    widen(chunk.values, next_keys, chunk.num_groups, span.padded, work.wide_values, factors.values);
-    if (chunk.num_groups % 2)
-      std::memset(work.wide_values + static_cast<ptrdiff_t>(chunk.num_groups) * kKeyGroup * span.padded, 0,
-                  sizeof(bf16) * static_cast<size_t>(kKeyGroup * span.padded));
   } else {
     std::memcpy(factors.keys, chunk.keys, sizeof chunk.keys);
     std::memcpy(factors.values, chunk.values, sizeof chunk.values);
-    std::memcpy(factors.next, next_keys, sizeof next_keys);
   }
   const int group_bytes = kKeyGroup * span.padded * static_cast<int>(sizeof(C));
   for (int g = chunk.num_groups; g < next.num_groups; ++g)

@@ -38,7 +38,8 @@ INTERLEAF_INLINE F32x16 weight_of(F32x16 x, const bf16*) {
 }
 #endif
 
-INTERLEAF_INLINE void store_pair(float* to, F32x16 low, F32x16 high) {
+template <typename A>
+INTERLEAF_INLINE void store_pair(A* to, F32x16 low, F32x16 high) {
   store(to, low);
   store(to + kLanes, high);
 }
