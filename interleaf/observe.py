@@ -216,6 +216,11 @@ class HistogramRecorder:
         self._cells[bisect.bisect_left(self._bounds, value)] += 1
         self._cells[-1] += value
 
+    @property
+    def sum(self) -> float:
+        """Of all values."""
+        return self._cells[-1]
+
     def snapshot(self, name: str, labels: Mapping[str, str]) -> Histogram:
         buckets: dict[str, int] = {}
         total = 0
@@ -361,13 +366,21 @@ class RequestStatistics:
             self.params_max_tokens.observe(max_tokens)
 
     def snapshot(self, labels: Mapping[str, str]) -> list[Metric]:
-        """Counts of finished requests, and the histograms."""
+        """Counts of finished requests and of their prompts' tokens, and the histograms."""
         successes: list[Metric] = [
             Counter("vllm:request_success", {**labels, "finished_reason": reason}, count)
             for reason, count in self.finished.items()
         ]
+        computed = self.computed_tokens.sum
+        cached = self.prompt_tokens.sum - computed
+        sources = {"local_compute": computed, "local_cache_hit": cached, "external_kv_transfer": 0}
         return [
             *successes,
+            Counter("vllm:prompt_tokens_cached", labels, int(cached)),
+            *(
+                Counter("vllm:prompt_tokens_by_source", {**labels, "source": source}, int(count))
+                for source, count in sources.items()
+            ),
             *(getattr(self, field).snapshot(name, labels) for field, (name, _) in HISTOGRAMS.items()),
         ]
 
@@ -377,6 +390,8 @@ def scheduler_metrics(stats: SchedulerStats, labels: Mapping[str, str]) -> list[
     return [
         Gauge("vllm:num_requests_running", labels, stats.num_running),
         Gauge("vllm:num_requests_waiting", labels, stats.num_waiting),
+        Gauge("vllm:num_requests_waiting_by_reason", {**labels, "reason": "capacity"}, stats.num_waiting),
+        Gauge("vllm:num_requests_waiting_by_reason", {**labels, "reason": "deferred"}, 0),
         Gauge("vllm:kv_cache_usage_perc", labels, stats.kv_cache_usage),
         Counter("vllm:prefix_cache_queries", labels, stats.prefix_cache_queries),
         Counter("vllm:prefix_cache_hits", labels, stats.prefix_cache_hits),

@@ -39,6 +39,46 @@ def test_every_name_of_vllm_is_there() -> None:
     assert "process_resident_memory_bytes" in text
 
 
+DASHBOARD_SERIES = """
+e2e_request_latency_seconds_bucket e2e_request_latency_seconds_count e2e_request_latency_seconds_sum
+generation_tokens_total prompt_tokens_total num_preemptions_total request_success_total
+inter_token_latency_seconds_bucket inter_token_latency_seconds_count inter_token_latency_seconds_sum
+time_per_output_token_seconds_bucket time_per_output_token_seconds_count time_per_output_token_seconds_sum
+request_time_per_output_token_seconds_bucket iteration_tokens_total_bucket
+time_to_first_token_seconds_bucket time_to_first_token_seconds_count time_to_first_token_seconds_sum
+num_requests_running num_requests_waiting num_requests_swapped num_requests_waiting_by_reason
+gpu_cache_usage_perc kv_cache_usage_perc cpu_cache_usage_perc cache_config_info
+gpu_prefix_cache_hits_total gpu_prefix_cache_queries_total prefix_cache_hits_total prefix_cache_queries_total
+request_prompt_tokens_bucket request_generation_tokens_bucket request_max_num_generation_tokens_sum
+request_queue_time_seconds_sum request_prefill_time_seconds_sum request_decode_time_seconds_sum
+request_inference_time_seconds_bucket request_params_n_bucket request_params_max_tokens_bucket
+request_prefill_kv_computed_tokens_bucket prompt_tokens_cached_total prompt_tokens_by_source_total
+spec_decode_num_drafts_total spec_decode_num_draft_tokens_total spec_decode_num_accepted_tokens_total
+spec_decode_num_accepted_tokens_per_pos_total engine_sleep_state
+"""
+"""What the dashboards that vLLM comes with ask for, and its release notes tell of."""
+
+
+def test_every_series_that_dashboards_ask_for_is_there() -> None:
+    metrics = EngineMetrics(RequestStatistics, "served")
+    metrics.engine_started(replace(engine_config(), speculative=SpeculativeConfig("ngram", 3)), SchedulerStats())
+    found = {name for name, _ in samples(metrics)}
+    assert {f"vllm:{name}" for name in DASHBOARD_SERIES.split()} <= found
+
+
+def test_where_prompt_tokens_came_from() -> None:
+    statistics = RequestStatistics()
+    times = RequestMetrics(arrival_time=1.0, finished_time=2.0)
+    for cached in (0, 16):
+        statistics.note_end(
+            times, "stop", num_prompt_tokens=20, num_cached_tokens=cached, generated=[1], max_tokens=None
+        )
+    found = samples(EngineMetrics(lambda: statistics, "served"))
+    assert found["vllm:prompt_tokens_cached_total", ()] == 16
+    for source, count in {"local_compute": 24, "local_cache_hit": 16, "external_kv_transfer": 0}.items():
+        assert found["vllm:prompt_tokens_by_source_total", (("source", source),)] == count
+
+
 def test_what_requests_did_is_summed_up() -> None:
     statistics = RequestStatistics()
     metrics = EngineMetrics(lambda: statistics, "served")
