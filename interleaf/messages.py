@@ -10,7 +10,7 @@ An engine in a process of its own is also sent, and answers, what `ToEngine` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 from itertools import zip_longest
 from typing import Protocol
@@ -105,21 +105,39 @@ class BlockTableUpdate(msgspec.Struct, array_like=True, omit_defaults=True):
     group: int = 0
 
 
-class TokenMasks(Protocol):
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A sampled token that its grammar does not let through.
+
+    Fields:
+        offset: of the token, among those that were asked about.
+        token_id: the only one that may stand there, if that is known.
+    """
+
+    offset: int
+    token_id: int | None = None
+
+
+class TokenGrammars(Protocol):
     """Which tokens may follow, for each sequence that is held to a grammar and samples in a step.
 
-    Bit t % 8 of byte t // 8 of a mask tells whether token t may. A sequence's first mask has the number
-    `place_of[sequence_id]`; the one behind its draft i is i + 1 further. Each has `row_bytes`.
+    Place 0 of a sequence is its next token; place i + 1 is the one behind its draft i.
     """
 
     @property
-    def place_of(self) -> Mapping[str, int]: ...
+    def row_bytes(self) -> int:
+        """Of a mask: bit t % 8 of byte t // 8 tells whether token t may follow."""
 
-    @property
-    def row_bytes(self) -> int: ...
+    def __contains__(self, sequence_id: str) -> bool: ...
 
-    def wait(self) -> bytearray:
-        """All masks, one behind the other, as soon as they are filled."""
+    def first_misfit(self, sequence_id: str, place: int, token_ids: list[int]) -> Misfit | None:
+        """The first of the tokens sampled for `place` and the places behind it that may not stand there.
+
+        Those behind a token that is not the draft of its place do not count.
+        """
+
+    def fill(self, places: list[tuple[str, int]]) -> bytearray:
+        """The mask of each (sequence, place), one behind the other; no sequence comes twice."""
 
 
 class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -127,9 +145,9 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
 
     Applied in this order: removals, new requests, block table updates, block copies; then
     `num_scheduled_tokens[sequence_id]` further tokens of each named sequence are computed. A
-    sequence whose tokens are then all computed samples its next token. `masks` are filled meanwhile; they stay
-    in this process. `picked_token_ids` are the tokens that the core has put behind sequences (that the worker
-    holds) with `num_candidates`.
+    sequence whose tokens are then all computed samples its next token. `grammars` stay in this process.
+    `picked_token_ids` are the tokens that the core has put behind sequences (that the worker holds) with
+    `num_candidates`.
 
     `draft_token_ids[sequence_id]` are guesses at the tokens that will follow. They are computed behind the
     sequence's own tokens (which are then all in this step), and count in `total_num_scheduled_tokens`,
@@ -144,7 +162,7 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     removed_sequence_ids: list[str] = []
     total_num_scheduled_tokens: int = 0
     draft_token_ids: dict[str, list[int]] = {}
-    masks: TokenMasks | None = None
+    grammars: TokenGrammars | None = None
     picked_token_ids: dict[str, int] = {}
 
 

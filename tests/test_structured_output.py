@@ -65,7 +65,7 @@ def test_every_json_schema_is_followed(llm: LLM) -> None:
 def test_the_real_model_follows_schemas(builtin_gguf: Path) -> None:
     schemas = [*WRITTEN[:8], *(drawn(seed) for seed in range(8))]
     with LLM(kv_cache_memory_bytes=1 << 28) as real:
-        params = [asked(i, 80, json=schema) for i, schema in enumerate(schemas)]
+        params = [asked(i, 100, json=schema) for i, schema in enumerate(schemas)]
         found = complete_texts(real, params)
     for i, text in found:
         check_json(schemas[i], text)

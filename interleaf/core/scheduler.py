@@ -17,7 +17,8 @@ from interleaf.core.kv_manager import KVManager
 from interleaf.core.request import Request, RequestGroup
 from interleaf.core.room import check_room, longest_beam
 from interleaf.core.sequences import Sequences
-from interleaf.core.structured import Grammar, MaskRequest
+from interleaf.core.structured import Grammar
+from interleaf.core.token_checks import HeldSequence
 from interleaf.errors import RequestError
 from interleaf.messages import (
     EngineOutput,
@@ -117,13 +118,13 @@ class Scheduler:
         self._searches.tell(output)
         return output
 
-    def masks_wanted(self, scheduled: SchedulerOutput) -> list[MaskRequest]:
+    def held_sequences(self, scheduled: SchedulerOutput) -> list[HeldSequence]:
         """The sequences with a grammar that will sample in a step."""
         if not self._sequences.num_structured:
             return []
         forks = (new.sequence_id for new in scheduled.new_requests if new.fork_of is not None)
         return [
-            MaskRequest(sequence_id, request.grammar, scheduled.draft_token_ids.get(sequence_id, []))
+            HeldSequence(sequence_id, request.grammar, scheduled.draft_token_ids.get(sequence_id, []))
             for sequence_id in (*scheduled.num_scheduled_tokens, *forks)
             if (request := self._sequences.by_id[sequence_id]).grammar is not None
             and request.num_computed_tokens + scheduled.num_scheduled_tokens.get(sequence_id, 0) == request.num_tokens

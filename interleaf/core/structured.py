@@ -8,7 +8,6 @@ See docs/structured_output.md.
 from __future__ import annotations
 
 import copy
-import ctypes
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
@@ -21,7 +20,7 @@ from interleaf.messages import Vocabulary
 from interleaf.reasoning import Phase, ReasoningMarkers, ReasoningTracker
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
 
 MAX_CACHED_GRAMMARS = 64
 COMPILE_THREADS = 2
@@ -100,17 +99,16 @@ def compile_grammar(tokenizer: LLTokenizer, source: str) -> Grammar:
     Raises:
         GrammarError: it is wrong, too large, or no text follows it.
     """
-    from llguidance import LLExecutor, LLMatcher, LLParserLimits
+    from llguidance import LLMatcher, LLParserLimits
 
     matcher = LLMatcher(tokenizer, source, limits=LLParserLimits(**LIMITS), log_level=0)
     # The first mask takes a hundred times as long as others; what was found for it stays with the copies.
-    mask = bytearray((tokenizer.vocab_size + 31) // 32 * 4)
-    LLExecutor(1).unsafe_compute_mask_ptr([(matcher, 0)], _address(mask), len(mask), 1)
+    matcher.compute_bitmask()
     if matcher.is_error():
         raise GrammarError(f"The grammar cannot be used: {_reason(matcher)}")
     if matcher.is_stopped() and not matcher.is_accepting():
         raise GrammarError("The grammar cannot be used: no text follows it.")
-    return Grammar(matcher, tokenizer.vocab_size)
+    return Grammar(matcher, tokenizer.vocab_size, frozenset(tokenizer.eos_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +117,12 @@ class Grammar:
 
     Fields:
         vocab_size: bits of a mask.
+        eos_token_ids: may follow wherever the text may end.
     """
 
     matcher: LLMatcher
     vocab_size: int
+    eos_token_ids: frozenset[int]
 
     def start(
         self, stop_token_ids: Collection[int], token_ids: list[int], reasoning: ReasoningMarkers | None = None
@@ -130,12 +130,13 @@ class Grammar:
         """The state of a sequence that has these output tokens already.
 
         Args:
-            stop_token_ids: may follow wherever the text may end, besides the vocabulary's own.
+            stop_token_ids: may follow wherever the text may end, besides `eos_token_ids`.
             reasoning: marks what may stand before the text.
         """
         tracker = None if reasoning is None else ReasoningTracker(reasoning)
         start = [] if reasoning is None else reasoning.start_token_ids
-        state = GrammarState(self.matcher.deep_copy(), self.vocab_size, frozenset(stop_token_ids), tracker, start)
+        ends = frozenset(stop_token_ids)
+        state = GrammarState(self.matcher.deep_copy(), self.vocab_size, self.eos_token_ids, ends, tracker, start)
         state.accept(token_ids)
         return state
 
@@ -152,6 +153,7 @@ class GrammarState:
 
     matcher: LLMatcher
     vocab_size: int
+    eos_token_ids: frozenset[int]
     stop_token_ids: frozenset[int]
     tracker: ReasoningTracker | None
     reasoning_start: list[int]
@@ -206,135 +208,6 @@ class GrammarState:
     def _consume(self, token_id: int) -> None:
         if token_id not in self.stop_token_ids or self.matcher.validate_tokens([token_id]):
             self.matcher.consume_token(token_id)
-
-
-@dataclass(frozen=True, slots=True)
-class MaskRequest:
-    """A sequence that is about to sample: one mask for its next token, and one behind each of its drafts."""
-
-    sequence_id: str
-    state: GrammarState
-    drafts: list[int]
-
-
-class PendingMasks:
-    """Masks that are being filled.
-
-    Fields:
-        place_of: sequence -> its first mask; the one behind its draft i is i + 1 further.
-        row_bytes: of a mask: bit t % 8 of byte t // 8 tells whether token t may follow.
-    """
-
-    def __init__(self, place_of: dict[str, int], row_bytes: int, filled: Future[bytearray]) -> None:
-        self.place_of = place_of
-        self.row_bytes = row_bytes
-        self._filled = filled
-
-    def wait(self) -> bytearray:
-        """All masks, one behind the other."""
-        return self._filled.result()
-
-
-class MaskFiller:
-    """Fills the masks of a step in a thread beside the one that computes it.
-
-    Args:
-        num_threads: of the library's own, among which the sequences are divided.
-    """
-
-    def __init__(self, num_threads: int) -> None:
-        self._num_threads = num_threads
-        self._thread = ThreadPoolExecutor(1, "interleaf-masks")
-        self._executor: LLExecutor | None = None
-
-    def fill(self, wanted: list[MaskRequest]) -> PendingMasks:
-        """Begin to fill; the states must be left alone until the masks are there."""
-        place_of: dict[str, int] = {}
-        place = 0
-        for one in wanted:
-            place_of[one.sequence_id] = place
-            place += 1 + len(one.drafts)
-        row_bytes = (wanted[0].state.vocab_size + 31) // 32 * 4
-        return PendingMasks(place_of, row_bytes, self._thread.submit(self._fill, wanted, place_of, place, row_bytes))
-
-    def close(self) -> None:
-        self._thread.shutdown()
-
-    def _fill(self, wanted: list[MaskRequest], place_of: dict[str, int], count: int, row_bytes: int) -> bytearray:
-        from llguidance import LLExecutor
-
-        self._executor = self._executor or LLExecutor(self._num_threads)
-        # What is not filled lets everything through: reasoning, and what stands behind a draft that ends its sequence.
-        masks = bytearray(b"\xff") * (count * row_bytes)
-        plain: list[tuple[LLMatcher, int]] = []
-        drafted: list[tuple[LLMatcher, int, list[int]]] = []
-        for one in wanted:
-            state, num_free = one.state, one.state.num_free(one.drafts)
-            place, drafts = place_of[one.sequence_id] + num_free, one.drafts[num_free:]
-            if drafts:
-                drafted.append((state.matcher, place, drafts))
-            elif num_free <= len(one.drafts) and not state.undecided:
-                plain.append((state.matcher, place))
-        if plain:
-            self._executor.unsafe_compute_mask_ptr(plain, _address(masks), row_bytes, count)
-        if drafted:
-            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, _address(masks), row_bytes, count)
-        for one in wanted:
-            rows = _Rows(masks, row_bytes, place_of[one.sequence_id])
-            if one.state.phase is Phase.UNDECIDED:
-                _let_reasoning_begin(one.state, rows)
-            elif one.state.stop_token_ids:
-                _let_stop(one, rows)
-        return masks
-
-
-@dataclass(slots=True)
-class _Rows:
-    """The masks of one sequence."""
-
-    masks: bytearray
-    row_bytes: int
-    place: int
-
-    def allow(self, number: int, token_id: int) -> None:
-        self.masks[(self.place + number) * self.row_bytes + token_id // 8] |= 1 << token_id % 8
-
-    def set(self, number: int, mask: bytes) -> None:
-        start = (self.place + number) * self.row_bytes
-        self.masks[start : start + self.row_bytes] = mask.ljust(self.row_bytes, b"\0")
-
-
-def _let_stop(one: MaskRequest, rows: _Rows) -> None:
-    """Let a request's own stop tokens through wherever its text may end."""
-    matcher, first = one.state.matcher, one.state.num_free(one.drafts)
-    num_taken = 0
-    for number in range(first, len(one.drafts) + 1):
-        if matcher.is_accepting():
-            for token_id in one.state.stop_token_ids:
-                rows.allow(number, token_id)
-        if number == len(one.drafts) or not matcher.validate_tokens([one.drafts[number]]):
-            break
-        matcher.consume_token(one.drafts[number])
-        num_taken += 1
-    if num_taken:
-        matcher.rollback(num_taken)
-
-
-def _let_reasoning_begin(state: GrammarState, rows: _Rows) -> None:
-    """Let the next token of the mark through that begins the reasoning, besides what the grammar does."""
-    undecided = state.undecided
-    if undecided:
-        mask = b""
-        if state.matcher.validate_tokens(undecided) == len(undecided):
-            state.matcher.consume_tokens(undecided)
-            mask = state.matcher.compute_bitmask()
-            state.matcher.rollback(len(undecided))
-        rows.set(0, mask)
-    rows.allow(0, state.reasoning_start[len(undecided)])
-
-
-def _address(buffer: bytearray) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def _reason(matcher: LLMatcher) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from interleaf.config import EngineConfig
 from interleaf.core.scheduler import Scheduler
-from interleaf.core.structured import MaskFiller
+from interleaf.core.token_checks import StepGrammars, TokenChecker
 from interleaf.engine.grammars import GrammarQueue
 from interleaf.errors import GrammarError, RequestError
 from interleaf.messages import (
@@ -53,7 +53,7 @@ class EngineCore:
     def __init__(self, config: EngineConfig, executor: Executor) -> None:
         self._scheduler = Scheduler(config.scheduler, config.cache)
         self.grammars = GrammarQueue()
-        self._masks = MaskFiller(config.threads)
+        self._checker = TokenChecker(config.threads)
         self._executor: Executor | None = executor
         self._times = StepTimes()
         self._admitted: dict[str, float] = {}
@@ -123,9 +123,9 @@ class EngineCore:
         scheduled = self._scheduler.schedule()
         for sequence_id in scheduled.removed_sequence_ids:
             self._admitted.pop(sequence_id, None)
-        wanted = self._scheduler.masks_wanted(scheduled)
-        if wanted:
-            scheduled.masks = self._masks.fill(wanted)
+        held = self._scheduler.held_sequences(scheduled)
+        if held:
+            scheduled.grammars = StepGrammars(held, self._checker)
         if scheduled.new_requests:
             self._admitted |= dict.fromkeys((new.sequence_id for new in scheduled.new_requests), time.monotonic())
         self._times.schedule += time.perf_counter() - begin
@@ -191,7 +191,6 @@ class EngineCore:
         return self._scheduler.reset_prefix_cache()
 
     def close(self) -> None:
-        self._masks.close()
         self.grammars.close()
         if self._executor is not None:
             self._executor.close()

@@ -15,13 +15,13 @@ from interleaf.messages import NewRequest, SchedulerOutput, StepOutput, TokenLog
 from interleaf.models.registry import CausalModel
 from interleaf.ops import Array, LayerCache, Ops, StepSize
 from interleaf.worker.batch import Batch
+from interleaf.worker.held_rows import HeldRows
 from interleaf.worker.model_input import LOGITS_ROWS, new_inputs
 from interleaf.worker.pooler import Pooler
 from interleaf.worker.sampler import Sampler
 from interleaf.worker.spec_decode.proposer import StepView
 from interleaf.worker.spec_decode.speculator import Speculator
 from interleaf.worker.step import Samples, Step
-from interleaf.worker.token_masks import StepMasks
 
 
 class Runner:
@@ -81,7 +81,7 @@ class Runner:
             return output
         step, batch = self._step, self._batch
         step.lay_out(scheduled)
-        self._sampler.masks = StepMasks.of(scheduled.masks, batch.row_of, batch.num_tokens)
+        self._sampler.held = HeldRows.of(scheduled.grammars, batch.row_of, batch.num_tokens)
         samples = step.samples(forks)
         if samples.drafts is None and 0 < len(samples.rows) <= LOGITS_ROWS and self._sampler.samples_as_is:
             self._decode(samples, output)

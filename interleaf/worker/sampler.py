@@ -13,11 +13,11 @@ import numpy as np
 from interleaf.config import EngineConfig
 from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import BeamCandidates, NewRequest, TokenLogprobs
-from interleaf.ops import LogprobsOutput, Ops
+from interleaf.ops import LogprobsOutput, Ops, SamplingInput
 from interleaf.worker.batch import NO_LOGPROBS, Batch
+from interleaf.worker.held_rows import HeldRow, HeldRows, only_temperature
 from interleaf.worker.logits.chain import LogitsChain
 from interleaf.worker.spec_decode.rejection import DraftDistributions
-from interleaf.worker.token_masks import StepMasks
 
 NONE = np.zeros(0, np.int64)
 
@@ -41,7 +41,7 @@ class Sampler:
         self._batch = batch
         self._chain = LogitsChain(config, custom)
         self._drafts = drafts
-        self.masks: StepMasks | None = None
+        self.held: HeldRows | None = None
         """Of the present step, if any of its sequences is held to a grammar."""
 
     def add(self, row: int, request: NewRequest) -> None:
@@ -59,7 +59,7 @@ class Sampler:
     def samples_as_is(self) -> bool:
         """Whether no sequence of the batch wants anything of its logits but a token."""
         return (
-            self.masks is None and self._drafts is None and not self._batch.wanting_logprobs and not self._chain.active
+            self.held is None and self._drafts is None and not self._batch.wanting_logprobs and not self._chain.active
         )
 
     @property
@@ -84,18 +84,22 @@ class Sampler:
         batch, chain = self._batch, self._chain
         wanting = np.flatnonzero(batch.num_logprobs[rows] != NO_LOGPROBS) if batch.wanting_logprobs else NONE
         active = chain.active
-        masked = [] if self.masks is None else self.masks.places(rows, positions)
+        sampling = batch.sampling(rows, positions)
+        masked, checked = self._held_rows(rows, sampling)
         raw, raw_rows = logits, wanting
         if active or masked:
             # Logprobs are of the raw logits: keep the rows that want them.
             raw, raw_rows = logits[wanting], np.arange(len(wanting))
-        unchanged = {i: logits[i].copy() for i, _ in masked} if active else {}
+        unchanged: dict[int, np.ndarray] = {}
         if active:
+            changed = chain.rows
+            unchanged = {one.row: logits[one.row].copy() for one in masked + checked if int(rows[one.row]) in changed}
             chain.apply(logits, rows.tolist(), again)
-        if self.masks is not None:
-            self.masks.apply(logits, unchanged, masked)
-        sampling = batch.sampling(rows, positions)
+        if self.held is not None and masked:
+            self.held.mask(logits, unchanged, masked)
         tokens = self._ops.sample(logits, sampling)
+        if self.held is not None and checked:
+            self.held.correct(logits, unchanged, sampling, tokens, checked, self._ops.sample)
         if self._drafts is not None:
             self._drafts.accept(logits, rows, sampling, tokens)
         if active:
@@ -108,6 +112,14 @@ class Sampler:
         for place, entry in zip(wanting.tolist(), found, strict=True):
             entries[place] = entry
         return tokens, entries
+
+    def _held_rows(self, rows: np.ndarray, sampling: SamplingInput) -> tuple[list[HeldRow], list[HeldRow]]:
+        """The rows that are held to a grammar: those to mask before they are sampled, and those to check afterwards."""
+        held = [] if self.held is None else self.held.among(rows, sampling.positions)
+        if not held or self._drafts is not None:
+            return held, []
+        free = only_temperature(sampling)
+        return [one for one in held if not free[one.row]], [one for one in held if free[one.row]]
 
     def advance(self, row: int, token: int) -> None:
         """A row has got a token that was not sampled here."""
@@ -125,15 +137,15 @@ class Sampler:
         told = np.where(batch.num_logprobs[rows] == -1, logits.shape[1], batch.num_logprobs[rows])
         counts = np.minimum(np.maximum(batch.num_candidates[rows], told), logits.shape[1])
         wanted = np.full(len(rows), counts.max(), np.int32)
-        masked = [] if self.masks is None else self.masks.places(rows, batch.num_tokens[rows])
+        masked = [] if self.held is None else self.held.among(rows, batch.num_tokens[rows])
         followed = chain.rows
-        held = sorted({i for i, row in enumerate(row_list) if row in followed} | {i for i, _ in masked})
+        held = sorted({i for i, row in enumerate(row_list) if row in followed} | {one.row for one in masked})
         if held:
             self._normalize(logits, held)
-            unchanged = {i: logits[i].copy() for i, _ in masked} if followed else {}
+            unchanged = {one.row: logits[one.row].copy() for one in masked} if followed else {}
             chain.apply(logits, row_list, lambda: self._normalized_again(again, rows, held))
-            if self.masks is not None:
-                self.masks.apply(logits, unchanged, masked)
+            if self.held is not None:
+                self.held.mask(logits, unchanged, masked)
         index = np.arange(len(rows))
         found = self._ops.logprobs(logits, index, np.zeros(len(rows), np.int32), wanted)
         if held:

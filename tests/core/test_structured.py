@@ -1,4 +1,4 @@
-"""Masks against brute force over the vocabulary, for sequences alone, forked, with drafts and with stop tokens."""
+"""Masks and checks of tokens against brute force over the vocabulary: alone, forked, with drafts, with stop tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from interleaf.core.structured import Grammar, GrammarCompiler, GrammarState, MaskFiller, MaskRequest
+from interleaf.core.structured import Grammar, GrammarCompiler, GrammarState
+from interleaf.core.token_checks import HeldSequence, StepGrammars, TokenChecker
 from interleaf.errors import GrammarError
 from interleaf.frontend.grammar import grammar_source
 from interleaf.messages import Vocabulary
@@ -41,28 +42,26 @@ def token_bytes() -> list[bytes]:
     return [b"" if token < 3 else spelled[token] for token in range(VOCAB_SIZE)]
 
 
-def masks_of(*wanted: MaskRequest) -> dict[str, list[set[int]]]:
-    """Sequence -> the tokens that each of its masks lets through."""
-    filler = MaskFiller(2)
-    pending = filler.fill(list(wanted))
-    bits = int.from_bytes(pending.wait(), "little")
-    filler.close()
-    width = pending.row_bytes * 8
-    return {
-        one.sequence_id: [
-            {
-                token
-                for token in range(VOCAB_SIZE)
-                if bits >> ((pending.place_of[one.sequence_id] + i) * width + token) & 1
-            }
-            for i in range(len(one.drafts) + 1)
-        ]
-        for one in wanted
-    }
+def masks_of(*held: HeldSequence) -> dict[str, list[set[int]]]:
+    """Sequence -> the tokens that each of its masks lets through; single tokens are told the same."""
+    step = StepGrammars(held, TokenChecker(2))
+    found: dict[str, list[set[int]]] = {one.sequence_id: [] for one in held}
+    for place in range(1 + max(len(one.drafts) for one in held)):
+        some = [one.sequence_id for one in held if place <= len(one.drafts)]
+        masks = step.fill([(name, place) for name in some])
+        for i, name in enumerate(some):
+            mask = int.from_bytes(masks[i * step.row_bytes : (i + 1) * step.row_bytes], "little")
+            found[name].append({token for token in range(VOCAB_SIZE) if mask >> token & 1})
+            assert found[name][-1] == {token for token in range(VOCAB_SIZE) if fits(step, name, place, token)}
+    return found
+
+
+def fits(step: StepGrammars, name: str, place: int, token: int) -> bool:
+    return step.first_misfit(name, place, [token]) is None
 
 
 def allowed(state: GrammarState) -> set[int]:
-    return masks_of(MaskRequest("x", state, []))["x"][0]
+    return masks_of(HeldSequence("x", state, []))["x"][0]
 
 
 def by_brute_force(written: bytes, token_bytes: list[bytes]) -> set[int]:
@@ -114,7 +113,7 @@ def test_masks_of_drafts_are_those_of_the_tokens_one_by_one(choices: Grammar, to
     tokens, masks = walk(choices, token_bytes, 5)
     states = {f"s{i}": choices.start([], tokens[:i]) for i in range(len(tokens))}
     for _ in range(2):  # The states are left as they were.
-        found = masks_of(*(MaskRequest(name, state, tokens[i:-1]) for i, (name, state) in enumerate(states.items())))
+        found = masks_of(*(HeldSequence(name, state, tokens[i:-1]) for i, (name, state) in enumerate(states.items())))
         assert found == {f"s{i}": masks[i:] for i in range(len(tokens))}
 
 
@@ -125,7 +124,7 @@ def test_stop_tokens_may_follow_where_the_text_may_end(choices: Grammar, drafts:
     ends = [byte_level_bpe().decode(tokens[:i]) in CHOICES for i in range(len(tokens) + 1)]
     assert sum(ends) == 2
     if drafts:
-        [found] = masks_of(MaskRequest("x", choices.start([stop], []), tokens)).values()
+        [found] = masks_of(HeldSequence("x", choices.start([stop], []), tokens)).values()
         assert [stop in mask for mask in found] == ends
     else:
         assert [stop in allowed(choices.start([stop], tokens[:i])) for i in range(len(tokens) + 1)] == ends
@@ -208,5 +207,5 @@ def test_drafts_across_the_end_of_reasoning(choices: Grammar) -> None:
     state = thinking(choices, START)
     assert state.forced() == [] and thinking(choices, []).fitting([START[0]]) == []
     assert state.fitting([*tokens[:4], 50]) == tokens[:4] and state.fitting(tokens) == tokens
-    [found] = masks_of(MaskRequest("x", state, tokens[:-1])).values()
+    [found] = masks_of(HeldSequence("x", state, tokens[:-1])).values()
     assert found == [allowed(thinking(choices, [*START, *tokens[:i]])) for i in range(len(tokens))]
