@@ -109,7 +109,7 @@ def test_offline(model: Path, expected: list[Any], drafts: str, pressure: str) -
 def test_structured_texts_are_what_they_should_be(model: Path, expected: list[Any]) -> None:
     """So that the matrix is not one of equal nonsense."""
     params = SamplingParams(
-        temperature=0.9, seed=1, n=8, max_tokens=80, structured_outputs=StructuredOutputsParams(json=SCHEMA)
+        temperature=0.9, seed=1, n=8, max_tokens=120, structured_outputs=StructuredOutputsParams(json=SCHEMA)
     )
     with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, speculative_config={"method": "suffix"}) as llm:
         [output] = llm.generate([PREFIX], params, use_tqdm=False)

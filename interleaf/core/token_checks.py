@@ -122,7 +122,7 @@ class StepGrammars:
         return masks
 
     def _set(self, masks: bytearray, row: int, mask: bytes) -> None:
-        masks[row * self.row_bytes : (row + 1) * self.row_bytes] = mask.ljust(self.row_bytes, b"\0")
+        masks[row * self.row_bytes : (row + 1) * self.row_bytes] = mask[: self.row_bytes].ljust(self.row_bytes, b"\0")
 
     def _allow(self, masks: bytearray, row: int, token_id: int) -> None:
         masks[row * self.row_bytes + token_id // 8] |= 1 << token_id % 8

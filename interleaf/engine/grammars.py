@@ -9,6 +9,9 @@ from interleaf.core.structured import Grammar, GrammarCompiler
 from interleaf.errors import GrammarError, RequestError
 from interleaf.messages import EngineRequest, Vocabulary
 
+GATHER_SECONDS = 0.02
+"""How long an idle engine waits for further grammars behind the first: a step for one prompt more takes as long."""
+
 
 class GrammarQueue:
     """Front ends have checked these grammars (`interleaf.frontend.grammar_check`); here they are taken as good."""
@@ -50,7 +53,9 @@ class GrammarQueue:
     def take_ready(self, block: bool = False) -> list[tuple[EngineRequest, Grammar | GrammarError]]:
         """The requests whose grammar is compiled, or cannot be; with `block`, sleep until there is one."""
         if block and self._waiting:
-            wait([compiled for _, compiled in self._waiting.values()], return_when=FIRST_COMPLETED)
+            awaited = [compiled for _, compiled in self._waiting.values()]
+            wait(awaited, return_when=FIRST_COMPLETED)
+            wait(awaited, GATHER_SECONDS)
         ready = [(request, compiled) for request, compiled in self._waiting.values() if compiled.done()]
         for request, _ in ready:
             del self._waiting[request.request_id]

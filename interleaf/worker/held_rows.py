@@ -16,8 +16,8 @@ the grammar anything else), the grammar has the last word: the row starts again 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,6 +28,8 @@ SUMMANDS = np.where((np.arange(256)[:, None] >> np.arange(8)) & 1, 0.0, -np.inf)
 """[256, 8]: what to add to eight logits for each value of a mask's byte. Quicker than anything with a branch."""
 SECOND_NOISE = np.uint64(0xD1B54A32D192ED03)
 """Changes a seed to that of the noise for tokens that are sampled again."""
+SUM_BLOCK = 512
+"""Probabilities are added up in blocks of so many (`kSumBlock` in csrc/kernels/sampling.cpp)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +82,17 @@ class HeldRows:
         while left:
             # One place of each sequence at a time.
             first = {one.sequence_id: one for one in reversed(left)}
-            self._mask(logits, raw, list(first.values()))
+            for one, mask in self._masks(list(first.values())):
+                forbid = SUMMANDS.take(mask, axis=0, mode="clip").reshape(-1)[: logits.shape[1]]
+                row = logits[one.row]
+                row += forbid
+                if one.row in raw and not np.isfinite(row).any():
+                    np.add(raw[one.row], forbid, out=row)
             left = [one for one in left if first[one.sequence_id] is not one]
 
-    def _mask(self, logits: np.ndarray, raw: dict[int, np.ndarray], held: list[HeldRow]) -> None:
-        masks = self._grammars.fill([(one.sequence_id, one.place) for one in held])
-        by_row = np.frombuffer(masks, np.uint8).reshape(len(held), -1)
-        summands = np.empty((by_row.shape[1], 8), np.float32)
-        for one, mask in zip(held, by_row, strict=True):
-            np.take(SUMMANDS, mask, axis=0, out=summands, mode="clip")
-            forbid = summands.reshape(-1)[: logits.shape[1]]
-            row = logits[one.row]
-            row += forbid
-            if one.row in raw and not np.isfinite(row).any():
-                np.add(raw[one.row], forbid, out=row)
+    def _masks(self, held: list[HeldRow]) -> Iterator[tuple[HeldRow, np.ndarray]]:
+        masks = np.frombuffer(self._grammars.fill([(one.sequence_id, one.place) for one in held]), np.uint8)
+        return zip(held, masks.reshape(len(held), -1), strict=True)
 
     def correct(
         self,
@@ -108,20 +107,40 @@ class HeldRows:
         runs: dict[str, list[HeldRow]] = {}
         for one in held:
             runs.setdefault(one.sequence_id, []).append(one)
+        done: set[int] = set()
         while runs:
-            misfits = []
             for name, run in runs.items():
-                runs[name] = self._behind_misfit(run, tokens)
-                misfits += runs[name][:1]
-            runs = {name: run for name, run in runs.items() if run}
-            if misfits:
-                chosen = np.array([one.row for one in misfits])
-                some = logits[chosen]
-                raw_of_some = {i: raw[one.row] for i, one in enumerate(misfits) if one.row in raw}
-                self._mask(some, raw_of_some, [replace(one, row=i) for i, one in enumerate(misfits)])
-                tokens[chosen] = sample(some, _again(sampling, chosen))
+                runs[name] = self._from_misfit(run, tokens)
+            # A state that has failed lets nothing through that it gives.
+            runs = {name: run for name, run in runs.items() if run and run[0].row not in done}
+            misfits = [run[0] for run in runs.values()]
+            done.update(one.row for one in misfits)
+            self._sample_again(logits, raw, sampling, tokens, misfits, sample)
 
-    def _behind_misfit(self, run: list[HeldRow], tokens: np.ndarray) -> list[HeldRow]:
+    def _sample_again(
+        self,
+        logits: np.ndarray,
+        raw: dict[int, np.ndarray],
+        sampling: SamplingInput,
+        tokens: np.ndarray,
+        misfits: list[HeldRow],
+        sample: Sample,
+    ) -> None:
+        if not misfits:
+            return
+        fitting = [np.flatnonzero(_bits(mask)[: logits.shape[1]]) for _, mask in self._masks(misfits)]
+        # Whole blocks of what cannot be drawn change no bit of what can.
+        width = min(-(-max(map(len, fitting)) // SUM_BLOCK) * SUM_BLOCK, logits.shape[1])
+        left = np.full((len(misfits), width), -np.inf, np.float32)
+        for i, (one, allowed) in enumerate(zip(misfits, fitting, strict=True)):
+            left[i, : len(allowed)] = logits[one.row][allowed]
+            if one.row in raw and not np.isfinite(left[i]).any():
+                left[i, : len(allowed)] = raw[one.row][allowed]
+        found = sample(left, _again(sampling, np.array([one.row for one in misfits])))
+        for one, allowed, place in zip(misfits, fitting, found.tolist(), strict=True):
+            tokens[one.row] = allowed[place]
+
+    def _from_misfit(self, run: list[HeldRow], tokens: np.ndarray) -> list[HeldRow]:
         """Check a sequence's tokens; returns the rows from the first on that must be sampled again."""
         while run:
             sampled = [int(tokens[one.row]) for one in run]
@@ -138,6 +157,10 @@ class HeldRows:
 def only_temperature(sampling: SamplingInput) -> np.ndarray:
     """bool [L]: rows that are greedy, or sampled from all tokens."""
     return (sampling.temperatures <= 0.0) | ((sampling.top_k <= 0) & (sampling.top_p >= 1.0) & (sampling.min_p <= 0.0))
+
+
+def _bits(mask: np.ndarray) -> np.ndarray:
+    return np.unpackbits(mask, bitorder="little").view(np.bool_)
 
 
 def _again(sampling: SamplingInput, chosen: np.ndarray) -> SamplingInput:
