@@ -99,7 +99,7 @@ def compile_milliseconds(rounds: int) -> float:
     for i in range(rounds):
         schema = {**PERSON, "title": f"schema {i}"}
         begin = time.perf_counter()
-        compile_grammar(known, grammar_source(StructuredOutputsParams(json=schema), []))
+        compile_grammar(known, grammar_source(StructuredOutputsParams(json=schema), {}))
         times.append(time.perf_counter() - begin)
     return statistics.median(times) * 1e3
 

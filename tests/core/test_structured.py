@@ -28,7 +28,7 @@ def compiler() -> GrammarCompiler:
 
 @pytest.fixture(scope="module")
 def choices(compiler: GrammarCompiler) -> Grammar:
-    return compiler.submit(grammar_source(StructuredOutputsParams(choice=CHOICES), [])).result()
+    return compiler.submit(grammar_source(StructuredOutputsParams(choice=CHOICES), {})).result()
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_forced_tokens_and_fitting_drafts(choices: Grammar) -> None:
 )
 def test_what_cannot_be_compiled(compiler: GrammarCompiler, source: dict[str, Any], reason: str) -> None:
     with pytest.raises(GrammarError) as caught:
-        compiler.submit(grammar_source(StructuredOutputsParams(**source), [])).result()
+        compiler.submit(grammar_source(StructuredOutputsParams(**source), {})).result()
     assert reason in str(caught.value) and str(caught.value).endswith(".")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
