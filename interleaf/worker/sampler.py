@@ -85,7 +85,7 @@ class Sampler:
         wanting = np.flatnonzero(batch.num_logprobs[rows] != NO_LOGPROBS) if batch.wanting_logprobs else NONE
         active = chain.active
         sampling = batch.sampling(rows, positions)
-        masked, checked = self._held_rows(rows, sampling)
+        masked, checked = self._held_rows(rows, positions, sampling)
         raw, raw_rows = logits, wanting
         if active or masked:
             # Logprobs are of the raw logits: keep the rows that want them.
@@ -113,9 +113,11 @@ class Sampler:
             entries[place] = entry
         return tokens, entries
 
-    def _held_rows(self, rows: np.ndarray, sampling: SamplingInput) -> tuple[list[HeldRow], list[HeldRow]]:
+    def _held_rows(
+        self, rows: np.ndarray, positions: np.ndarray, sampling: SamplingInput
+    ) -> tuple[list[HeldRow], list[HeldRow]]:
         """The rows that are held to a grammar: those to mask before they are sampled, and those to check afterwards."""
-        held = [] if self.held is None else self.held.among(rows, sampling.positions)
+        held = [] if self.held is None else self.held.among(rows, positions)
         if not held or self._drafts is not None:
             return held, []
         free = only_temperature(sampling)
