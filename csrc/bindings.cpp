@@ -11,6 +11,7 @@
 #include "dequantize.h"
 #include "isa.h"
 #include "memory.h"
+#include "merges.h"
 #include "pack.h"
 #include "program.h"
 #include "step_layout.h"
@@ -373,6 +374,8 @@ NB_MODULE(_native, module) {
     for (interleaf::Level level : interleaf::usable_levels()) names.emplace_back(interleaf::level_name(level));
     return names;
   });
+  module.def("merges_from_scores", &interleaf::merges_from_scores, "pieces"_a, "names"_a, "scores"_a, "usable"_a,
+             nb::call_guard<nb::gil_scoped_release>(), "Pairs of ids, best first; see merges.h.");
   module.def("packed_bytes", &interleaf::packed_bytes, "n"_a, "k"_a, "type"_a, "interleaved"_a);
   module.def(
       "decode",

@@ -163,6 +163,9 @@ def format_of(dtype: str) -> Format:
 
 def usable_levels() -> list[str]: ...
 
+def merges_from_scores(pieces: Sequence[str], names: Sequence[str], scores: Sequence[float], usable: Sequence[bool]) -> list[tuple[int, int]]:
+    """Pairs of ids, best first; see merges.h."""
+
 def packed_bytes(n: int, k: int, type: DType, interleaved: bool) -> int: ...
 
 def decode(dtype: str, data: int, count: int, destination: int) -> bool:

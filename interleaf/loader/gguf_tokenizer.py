@@ -209,16 +209,12 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
 
 def _merges_from_scores(ids: Mapping[str, int], vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     """SentencePiece merges whichever neighbours form the piece with the best score: list those pairs, best first."""
-    scored = []
-    for token, score, kind in zip(vocabulary.tokens, vocabulary.scores(), vocabulary.kinds, strict=True):
-        if kind != NORMAL:
-            continue
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in ids and right in ids:
-                scored.append((-score, ids[left], ids[right], left, right))
-    scored.sort()
-    return [(left, right) for *_, left, right in scored]
+    from interleaf._native import merges_from_scores
+
+    names = list(ids)
+    usable = [kind == NORMAL for kind in vocabulary.kinds]
+    pairs = merges_from_scores(vocabulary.tokens, names, vocabulary.scores(), usable)
+    return [(names[left], names[right]) for left, right in pairs]
 
 
 def _add_special_tokens(tokenizer: tokenizers.Tokenizer, vocabulary: _Vocabulary) -> None:
