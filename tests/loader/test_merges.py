@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 from interleaf._native import merges_from_scores
 
 
 def all_pairs(pieces: list[str], names: list[str], scores: list[float], usable: list[bool]) -> list[tuple[int, int]]:
-    ids = {name: index for index, name in enumerate(names)}
-    found = []
-    for piece, score, used in zip(pieces, scores, usable, strict=True):
-        for left in names:
-            for right in names:
-                if used and left and right and left + right == piece:
-                    found.append((-score if score == score else float("inf"), ids[left], ids[right]))
+    ids = {name: index for index, name in enumerate(names) if name}
+    found = [
+        (float("inf") if math.isnan(score) else -score, ids[left], ids[right])
+        for piece, score, used in zip(pieces, scores, usable, strict=True)
+        for left in ids
+        for right in ids
+        if used and left + right == piece
+    ]
     return [(left, right) for _, left, right in sorted(found)]
 
 
