@@ -88,16 +88,26 @@ INTERLEAF_INLINE void attend_in_registers(const Span& span, const Chunk<C>& chun
 }
 
 #if defined(__AMX_BF16__)
-// Lays values side by side, as whole tiles need them; with zeros for an odd group.
+// Lays values side by side, as whole tiles need them; with zeros for an odd group. Asks for the first half of what is
+// ahead.
 INTERLEAF_INLINE void pack_values(const bf16* const* values, const bf16* const* ahead, int num_groups, int padded,
                                   bf16* packed) {
   const int count = kKeyGroup * padded;
   for (int g = 0; g < num_groups; ++g, packed += count)
-    for (int i = 0; i < count; i += 2 * kLanes) {
-      prefetch(ahead[g] + i);
+    for (int i = 0; i < count; i += 4 * kLanes) {
+      prefetch(ahead[g] + i / 2);
       _mm512_store_si512(packed + i, _mm512_loadu_si512(values[g] + i));
+      _mm512_store_si512(packed + i + 2 * kLanes, _mm512_loadu_si512(values[g] + i + 2 * kLanes));
     }
   if (num_groups % 2) std::memset(packed, 0, sizeof(bf16) * static_cast<size_t>(count));
+}
+
+// Its share of the second half, for a step of sum_values_on_tiles().
+template <typename C>
+INTERLEAF_INLINE void ask_for_second_half(const C* const* ahead, int num_groups, int padded, int d, int step) {
+  constexpr int kLine = 64 / sizeof(C), kShare = kKeyGroup * kLanes;
+  for (int g = 2 * step; g < lower(2 * step + 2, num_groups); ++g)
+    for (int i = 0; i < kShare; i += kLine) prefetch(ahead[g] + kKeyGroup / 2 * padded + d / (2 * kLanes) * kShare + i);
 }
 
 // While tiles multiply the keys of one strip and the values of another, the vector units do the softmax of the strip
@@ -139,8 +149,12 @@ INTERLEAF_INLINE void attend_on_tiles(const Span& span, const Chunk<C>& chunk, F
     if (summed) {
       const Strip& strip = summed->strip;
       work.shape.set(strip.num_rows, kTileDepth);
+      const bool first = stage == 2 && sizeof(C) > 1;
       sum_values_on_tiles(work.weights[stage % 2], strip.num_rows, padded, work.wide_values, strip.num_keys,
-                          summed->state.values, mix);
+                          summed->state.values, [&](int d, int step) __attribute__((always_inline)) {
+                            if (first) ask_for_second_half(factors.next, chunk.num_groups, padded, d, step);
+                            mix(d, step);
+                          });
       summed->finish(padded);
     }
     if (between) softmax.finish();
