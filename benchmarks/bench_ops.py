@@ -62,6 +62,8 @@ def inputs_for(max_tokens: int, sequences: int, blocks: int) -> ModelInput:
         sequence_rows=np.arange(sequences, dtype=np.int32),
         block_tables=np.zeros((sequences, blocks), np.int32),
         logits_index=np.zeros(64, np.int32),
+        shared_chunks=np.zeros(sequences, np.int32),
+        shared_with=np.zeros(sequences, np.int32),
     )
 
 

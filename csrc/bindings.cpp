@@ -117,6 +117,8 @@ void bind_cache(nb::module_& module) {
           "block_size"_a, "type"_a)
       .def_ro("block_size", &PagedCache::block_size);
   module.attr("ATTENTION_CHUNK") = interleaf::kAttentionChunk;
+  module.attr("MOST_SHARED") = interleaf::kMostShared;
+  module.def("attention_shared_bytes", &interleaf::attention_shared_bytes, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a);
   module.def("attention_partials_bytes", &interleaf::attention_partials_bytes, "num_threads"_a, "max_chunks"_a,
              "head_dim"_a);
 }
@@ -180,17 +182,19 @@ nb::class_<Program> bind_program(nb::module_& module) {
           "num_heads"_a, "head_dim"_a, "rotary_dim"_a, "eps"_a, "type"_a)
       .def(
           "attention",
-          [](Program& program, Address q, Address y, const PagedCache& cache, Address partials, Address block_tables,
-             int64_t block_table_stride, Address sequence_rows, Address query_start, Address context_lengths, int num_heads,
+          [](Program& program, Address q, Address y, const PagedCache& cache, Address partials, Address shared_states,
+             Address shared_chunks, Address shared_with, Address block_tables, int64_t block_table_stride, Address sequence_rows, Address query_start, Address context_lengths, int num_heads,
              int head_dim, int max_chunks, int window, float scale, float soft_cap, DType type) {
-            program.add<&interleaf::KernelTable::attention>(
-                "attention", Rows::kSequences,
-                interleaf::AttentionArgs{at<void>(q), at<void>(y), cache, at<void>(partials), at<int32_t>(block_tables),
-                                         at<int32_t>(sequence_rows), at<int32_t>(query_start),
-                                         at<int32_t>(context_lengths), block_table_stride, num_heads, head_dim,
-                                         max_chunks, window, scale, soft_cap, type});
+            const interleaf::AttentionArgs args = {
+                at<void>(q), at<void>(y), cache, at<void>(partials), at<float>(shared_states), at<int32_t>(shared_chunks),
+                at<int32_t>(shared_with), at<int32_t>(block_tables), at<int32_t>(sequence_rows), at<int32_t>(query_start),
+                at<int32_t>(context_lengths), block_table_stride, num_heads, head_dim, max_chunks, window, scale,
+                soft_cap, type};
+            if (shared_chunks)
+              program.add<&interleaf::KernelTable::attention_shared>("attention_shared", Rows::kSequences, args);
+            program.add<&interleaf::KernelTable::attention>("attention", Rows::kSequences, args);
           },
-          nb::kw_only(), "q"_a, "y"_a, "cache"_a, "partials"_a, "block_tables"_a, "block_table_stride"_a,
+          nb::kw_only(), "q"_a, "y"_a, "cache"_a, "partials"_a, "shared_states"_a, "shared_chunks"_a, "shared_with"_a, "block_tables"_a, "block_table_stride"_a,
           "sequence_rows"_a, "query_start"_a, "context_lengths"_a, "num_heads"_a, "head_dim"_a, "max_chunks"_a, "window"_a,
           "scale"_a, "soft_cap"_a, "type"_a);
   return bound;

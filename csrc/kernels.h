@@ -166,11 +166,25 @@ constexpr size_t attention_partials_bytes(int num_threads, int max_chunks, int h
   const size_t state = static_cast<size_t>(kPartialRows) * static_cast<size_t>(2 + (head_dim + 15) / 16 * 16) * 4;
   return static_cast<size_t>(num_threads) * (kPartialCounterBytes + (static_cast<size_t>(max_chunks) + 1) * state);
 }
+
+// Sequences that follow one another may share their first chunks: the same tokens, in the same blocks. A pass of its
+// own, `attention_shared`, has the queries of such a run look at them together, and leaves what each row found in
+// `shared_states`; `attention` goes on from there. Without a window only.
+constexpr int kMostShared = 1024;  // the sum over all runs: tokens x chunks
+constexpr size_t attention_shared_bytes(int num_heads, int num_kv_heads, int head_dim) {
+  // A run of two tokens or more, rounded up to 16 rows a head, has at most 8 rows a token more.
+  const size_t rows = static_cast<size_t>(num_heads + 8 * num_kv_heads);
+  return kMostShared * rows * static_cast<size_t>(2 + (head_dim + 15) / 16 * 16) * 4;
+}
+
 struct AttentionArgs {
   const void* q;  // [T, H D], type
   void* y;        // [T, H D], type
   PagedCache cache;
   void* partials;
+  float* shared_states;
+  const int32_t* shared_chunks;    // [S]: how many are shared, with the sequences of its run; null for none ever
+  const int32_t* shared_with;      // [S]: the first sequence of its run
   const int32_t* block_tables;     // [rows of the batch, block_table_stride]
   const int32_t* sequence_rows;    // [S]: row of the batch
   const int32_t* query_start;      // [S + 1]: first token of each sequence in T
@@ -221,6 +235,7 @@ struct KernelTable {
   void (*embedding)(const EmbeddingArgs&, int rows, const Worker&);
   void (*embedding_quantized)(const EmbeddingQuantizedArgs&, int rows, const Worker&);
   void (*rotary_cache)(const RotaryCacheArgs&, int rows, const Worker&);
+  void (*attention_shared)(const AttentionArgs&, int num_sequences, const Worker&);
   void (*attention)(const AttentionArgs&, int num_sequences, const Worker&);
   void (*sample)(const SampleArgs&, int rows, const Worker&);
   void (*logprobs)(const LogprobsArgs&, int rows, const Worker&);

@@ -57,6 +57,10 @@ class PagedCache:
 
 ATTENTION_CHUNK: int = 256
 
+MOST_SHARED: int = 1024
+
+def attention_shared_bytes(num_heads: int, num_kv_heads: int, head_dim: int) -> int: ...
+
 def attention_partials_bytes(num_threads: int, max_chunks: int, head_dim: int) -> int: ...
 
 class Program:
@@ -81,7 +85,7 @@ class Program:
 
     def rotary_cache(self, *, qkv: int, q: int, cache: PagedCache, q_norm: int, k_norm: int, cos_sin: int, positions: int, slots: int, num_heads: int, head_dim: int, rotary_dim: int, eps: float, type: DType) -> None: ...
 
-    def attention(self, *, q: int, y: int, cache: PagedCache, partials: int, block_tables: int, block_table_stride: int, sequence_rows: int, query_start: int, context_lengths: int, num_heads: int, head_dim: int, max_chunks: int, window: int, scale: float, soft_cap: float, type: DType) -> None: ...
+    def attention(self, *, q: int, y: int, cache: PagedCache, partials: int, shared_states: int, shared_chunks: int, shared_with: int, block_tables: int, block_table_stride: int, sequence_rows: int, query_start: int, context_lengths: int, num_heads: int, head_dim: int, max_chunks: int, window: int, scale: float, soft_cap: float, type: DType) -> None: ...
 
     def quantize(self, *, rows: Rows, x: int, y: int, scales: int, sums: int, table: QuantizedTable, x_type: DType) -> None: ...
 

@@ -13,6 +13,7 @@ import pytest
 from interleaf import LLM, RequestOutput, SamplingParams
 from interleaf.params import BeamSettings
 from interleaf.reasoning import ReasoningMarkers
+from interleaf.worker.shared_prefixes import SharedPrefixes
 from tests.loader import tiny
 
 CACHE_BYTES = 1 << 24
@@ -119,6 +120,36 @@ def test_same_bits_under_preemption(model: Path, expected: list[Any], caching: b
     with LLM(model, max_model_len=160, kv_cache_memory_bytes=budget, enable_prefix_caching=caching) as llm:
         assert run(llm, requests()) == expected
         assert llm.client.stats().num_preemptions > 10
+
+
+@pytest.mark.parametrize(("caching", "cache_dtype"), [(True, "auto"), (False, "auto"), (True, "int8")])
+def test_same_bits_behind_a_long_common_prefix(
+    tmp_path: Path, caching: bool, cache_dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two chunks of keys are common to requests, beams and forks, whose attention reads them together."""
+    model = tiny.tiny_qwen3(tmp_path, num_hidden_layers=2, max_position_embeddings=600)
+    rng = np.random.default_rng(11)
+    prefix = rng.integers(3, 384, 530).tolist()
+    settings: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 1.0, "n": 3}, {"beam": BeamSettings(4)}]
+    work = [
+        (prefix + rng.integers(3, 384, 5 + i).tolist(), SamplingParams(seed=i, max_tokens=8, logprobs=1, **one))
+        for i, one in enumerate(settings * 2)
+    ]
+    options: dict[str, Any] = {"kv_cache_dtype": cache_dtype, "kv_cache_memory_bytes": CACHE_BYTES}
+    with monkeypatch.context() as patch:
+        patch.setattr(SharedPrefixes, "note", lambda *arguments: None)
+        with LLM(model, enable_prefix_caching=False, **options) as llm:
+            expected = [run(llm, [request])[0] for request in work]
+    most, note = [], SharedPrefixes.note
+
+    def noted(self: SharedPrefixes, *arguments: Any) -> None:
+        note(self, *arguments)
+        most.append(int(self._inputs.shared_chunks.max()))
+
+    monkeypatch.setattr(SharedPrefixes, "note", noted)
+    with LLM(model, enable_prefix_caching=caching, **options) as llm:
+        assert run(llm, work) == expected
+    assert max(most) == 2
 
 
 def block_bytes(model: Path, cache_dtype: str = "bfloat16") -> int:

@@ -1,4 +1,5 @@
 #include "attention_chunk.h"
+#include "attention_shared.h"
 
 namespace interleaf::INTERLEAF_LEVEL {
 
@@ -79,16 +80,21 @@ class Deal {
  private:
   template <typename Visit>
   void for_each_span(Visit visit) const {
-    const int group = args_.num_heads / args_.cache.num_kv_heads;
-    for (int s = 0; s < num_sequences_; ++s) {
-      const int first_token = args_.query_start[s];
-      const int num_tokens = args_.query_start[s + 1] - first_token;
-      const int32_t* block_table = args_.block_tables + args_.sequence_rows[s] * args_.block_table_stride;
-      for (int row = 0; row < num_tokens * group; row += span_rows_)
-        for (int g = 0; g < args_.cache.num_kv_heads; ++g)
-          visit(Span{&args_, block_table, g, group, round_up(args_.head_dim, kLanes), first_token,
-                     args_.context_lengths[s] - num_tokens, row, lower(span_rows_, num_tokens * group - row)});
-    }
+    const int group = args_.num_heads / args_.cache.num_kv_heads, padded = round_up(args_.head_dim, kLanes);
+    for_each_run(args_, num_sequences_, [&](const SharedRun& run) {
+      for (int s = run.first; s < run.end; ++s) {
+        const int first_token = args_.query_start[s];
+        const int num_tokens = args_.query_start[s + 1] - first_token;
+        const int32_t* block_table = args_.block_tables + args_.sequence_rows[s] * args_.block_table_stride;
+        SharedStates shared = {run.num_chunks, run.num_rows, (first_token - args_.query_start[run.first]) * group, nullptr};
+        for (int row = 0; row < num_tokens * group; row += span_rows_)
+          for (int g = 0; g < args_.cache.num_kv_heads; ++g) {
+            shared.states = run.states + g * run.head_size(padded);
+            visit(Span{&args_, block_table, g, group, padded, first_token, args_.context_lengths[s] - num_tokens, row,
+                       lower(span_rows_, num_tokens * group - row), shared});
+          }
+      }
+    });
   }
   // Spans are long, so that they share much, but not so long that threads would wait for the last of them.
   int rows_of_a_span() const {
@@ -148,6 +154,7 @@ void attend(const Piece& piece, const Piece* following, const Deal& deal, const 
   const auto partial = [&](int index) { return partial_of(*span.args, span.padded, worker.num_threads, worker.thread, index); };
   const State state = piece.whole() ? work.state : partial(piece.first() ? span.args->max_chunks : 0);
   gather_queries(span, work);
+  if (piece.first()) begin_with_shared(span, state);
   for (int c = piece.begin; c < piece.end; ++c) {
     Chunk<C> next = chunk;
     if (c + 1 < piece.end) {
@@ -184,6 +191,52 @@ void attention_typed(const AttentionArgs& args, int num_sequences, const Worker&
   if (waiting.end) attend<T>(waiting, nullptr, deal, worker, chunk);
 }
 
+// The states of the chunks [begin, end) of a run, for rows that fill a span.
+template <typename T, typename C>
+void attend_to_shared(const Span& span, const SharedRun& run, int begin, int end, const Worker& worker) {
+  Workspace<T> work(worker.scratch, span.padded);
+  const int rows = round_up(run.num_rows, kLanes);
+  gather_queries(span, work);
+  Chunk<C> chunk;
+  find_chunk(span, begin, chunk);
+  for (int c = begin; c < end; ++c) {
+    Chunk<C> next = chunk;
+    if (c + 1 < end) find_chunk(span, c + 1, next);
+    float* states = run.states + span.kv_head * run.head_size(span.padded);
+    const State state = State::at(states + static_cast<ptrdiff_t>(c) * State::size(rows, span.padded), rows);
+    Task tasks[kSpanStrips];
+    const int num_tasks = find_tasks(span, c, state.from(span.first_row, span.padded), false, work, tasks);
+    attend_to_chunk(span, chunk, next, tasks, num_tasks, work);
+    chunk = next;
+  }
+}
+
+template <typename T, typename C>
+void attention_shared_typed(const AttentionArgs& args, int num_sequences, const Worker& worker) {
+  const int num_kv_heads = args.cache.num_kv_heads, group = args.num_heads / num_kv_heads;
+  // The chunks of all runs, as often as a run has heads and spans, are dealt evenly.
+  const auto for_each_span = [&](auto visit) {
+    for_each_run(args, num_sequences, [&](const SharedRun& run) {
+      if (!run.num_chunks) return;
+      const int32_t* block_table = args.block_tables + args.sequence_rows[run.first] * args.block_table_stride;
+      for (int row = 0; row < run.num_rows; row += kSpanRows)
+        for (int g = 0; g < num_kv_heads; ++g)
+          // All its rows are behind the shared chunks, as if they were of one sequence.
+          visit(Span{&args, block_table, g, group, round_up(args.head_dim, kLanes), args.query_start[run.first],
+                     run.num_chunks * kAttentionChunk, row, lower(kSpanRows, run.num_rows - row)},
+                run);
+    });
+  };
+  int total = 0, before = 0;
+  for_each_span([&](const Span&, const SharedRun& run) { total += run.num_chunks; });
+  const Range part = part_of(total, worker);
+  for_each_span([&](const Span& span, const SharedRun& run) {
+    const int begin = higher(part.begin - before, 0), end = lower(part.end - before, run.num_chunks);
+    if (begin < end) attend_to_shared<T, C>(span, run, begin, end, worker);
+    before += run.num_chunks;
+  });
+}
+
 }  // namespace
 
 // While it lives, this thread's results that would be denormal are zero.
@@ -198,13 +251,23 @@ class DenormalsFlushed {
 #endif
 };
 
-void attention(const AttentionArgs& args, int num_sequences, const Worker& worker) {
+// The kernel for the types of queries and of the cache.
+template <typename Call>
+void with_types(const AttentionArgs& args, Call call) {
   [[maybe_unused]] const DenormalsFlushed flushed;
   const bool wide = args.type == DType::kF32, small = args.cache.type == DType::kInt8;
-  if (wide && small) return attention_typed<float, int8_t>(args, num_sequences, worker);
-  if (wide) return attention_typed<float, float>(args, num_sequences, worker);
-  if (small) return attention_typed<bf16, int8_t>(args, num_sequences, worker);
-  attention_typed<bf16, bf16>(args, num_sequences, worker);
+  if (wide && small) return call.template operator()<float, int8_t>();
+  if (wide) return call.template operator()<float, float>();
+  if (small) return call.template operator()<bf16, int8_t>();
+  call.template operator()<bf16, bf16>();
+}
+
+void attention(const AttentionArgs& args, int num_sequences, const Worker& worker) {
+  with_types(args, [&]<typename T, typename C>() { attention_typed<T, C>(args, num_sequences, worker); });
+}
+
+void attention_shared(const AttentionArgs& args, int num_sequences, const Worker& worker) {
+  with_types(args, [&]<typename T, typename C>() { attention_shared_typed<T, C>(args, num_sequences, worker); });
 }
 
 }  // namespace interleaf::INTERLEAF_LEVEL

@@ -39,6 +39,14 @@ using Factor = typename FactorOf<C>::Type;
 template <typename B>
 constexpr int kPairOf = sizeof(B) == 4 ? 1 : 2;
 
+// What the rows of a span have found already: the states of its first chunks, in those of a run (attention_shared.h).
+struct SharedStates {
+  int num_chunks = 0;
+  int num_rows = 0;   // of the run
+  int first_row = 0;  // of the sequence in it
+  float* states = nullptr;
+};
+
 // One key-value head of one sequence, and the rows of queries that look at it. Row i is head i % group of new token
 // i / group.
 struct Span {
@@ -51,6 +59,7 @@ struct Span {
   int first_position;  // of that token
   int first_row;
   int num_rows;
+  SharedStates shared = {};
 
   int position_of(int row) const { return first_position + (first_row + row) / group; }
   ptrdiff_t offset_of(int row) const {
@@ -60,7 +69,7 @@ struct Span {
   }
   int first_key_of(int row) const { return args->window > 0 ? higher(position_of(row) + 1 - args->window, 0) : 0; }
   int end_key() const { return position_of(num_rows - 1) + 1; }
-  int first_chunk() const { return first_key_of(0) / kAttentionChunk; }
+  int first_chunk() const { return higher(first_key_of(0) / kAttentionChunk, shared.num_chunks); }
   int end_chunk() const { return (end_key() + kAttentionChunk - 1) / kAttentionChunk; }
 };
 

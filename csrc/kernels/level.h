@@ -16,6 +16,7 @@ void embedding(const EmbeddingArgs&, int rows, const Worker&);
 void embedding_quantized(const EmbeddingQuantizedArgs&, int rows, const Worker&);
 void rotary_cache(const RotaryCacheArgs&, int rows, const Worker&);
 void attention(const AttentionArgs&, int num_sequences, const Worker&);
+void attention_shared(const AttentionArgs&, int num_sequences, const Worker&);
 void sample(const SampleArgs&, int rows, const Worker&);
 void logprobs(const LogprobsArgs&, int rows, const Worker&);
 

@@ -28,6 +28,11 @@ LayerCache = Any
 """One layer's paged keys and values; the layout is the platform's."""
 
 
+SHARED_CHUNK = 256
+"""Keys, by whose multiples sequences share their beginnings."""
+MOST_SHARED = 1024
+
+
 @dataclass(slots=True)
 class StepSize:
     """How much of the input arrays one step uses."""
@@ -49,6 +54,9 @@ class ModelInput:
         sequence_rows: [max sequences]: row of each sequence in `block_tables`.
         block_tables: [batch rows, blocks a sequence].
         logits_index: [max logits]: the tokens whose logits or hidden states are wanted.
+        shared_chunks, shared_with: [max sequences]: a run of sequences that follow one another may have the first
+            `shared_chunks` times `SHARED_CHUNK` keys in common, in the same blocks; `shared_with` is the run's first
+            sequence. Tokens times chunks of all runs are at most `MOST_SHARED`.
         size: how much of all this is valid now.
         more_groups: the same for layers of further groups, with slots and block tables of their own.
     """
@@ -61,6 +69,8 @@ class ModelInput:
     sequence_rows: np.ndarray
     block_tables: np.ndarray
     logits_index: np.ndarray
+    shared_chunks: np.ndarray
+    shared_with: np.ndarray
     size: StepSize = field(default_factory=StepSize)
     more_groups: tuple[ModelInput, ...] = ()
 

@@ -159,7 +159,7 @@ class CpuOps:
         self.dtype = _native.DType.float32 if dtype == "float32" else _native.DType.bfloat16
         self._cache_dtype = _native.DType.int8 if kv_cache_dtype == "int8" else self.dtype
         self._threads = threads
-        self._partials: dict[int, _native.Memory] = {}
+        self._attention_memory: dict[tuple[str, int], _native.Memory] = {}
         self.runtime = _native.Runtime(threads, instruction_level(), 24 * vocab_size)
         self.kernel_nanoseconds = 0
         self._packer = WeightPacker(self.runtime, WeightStore(), self.dtype, quantization)
@@ -374,13 +374,22 @@ class CpuOps:
 
     def attention(self, q: Buffer, shape: AttentionShape, cache: CpuCache, inputs: ModelInput) -> Buffer:
         y = self._buffer(q.rows, q.width, self.dtype)
+        # Of layers with a window, blocks are given back; and tables of several groups differ.
+        shares = not (shape.window or inputs.more_groups)
         inputs = inputs.of_group(cache.group)
         max_chunks = -(-inputs.block_tables.shape[1] * cache.table.block_size // _native.ATTENTION_CHUNK)
         self.program.attention(
             q=q.address,
             y=y.address,
             cache=cache.table,
-            partials=self._partials_of(max_chunks, shape.head_dim),
+            partials=self._memory_of(
+                "partials", _native.attention_partials_bytes(self._threads, max_chunks, shape.head_dim)
+            ),
+            shared_states=self._memory_of(
+                "shared", _native.attention_shared_bytes(shape.num_heads, shape.num_kv_heads, shape.head_dim)
+            ),
+            shared_chunks=address_of(inputs.shared_chunks) if shares else 0,
+            shared_with=address_of(inputs.shared_with) if shares else 0,
             block_tables=address_of(inputs.block_tables),
             block_table_stride=inputs.block_tables.shape[1],
             sequence_rows=address_of(inputs.sequence_rows),
@@ -396,12 +405,11 @@ class CpuOps:
         )
         return y
 
-    def _partials_of(self, max_chunks: int, head_dim: int) -> int:
-        """Memory in which threads leave their parts of a sequence for the last of them to merge."""
-        size = _native.attention_partials_bytes(self._threads, max_chunks, head_dim)
-        if size not in self._partials:
-            self._partials[size] = _native.Memory(size)
-        return int(self._partials[size].address)
+    def _memory_of(self, part: str, size: int) -> int:
+        """Memory for a part of attention, zeroed at first, which all layers use one after the other."""
+        if (part, size) not in self._attention_memory:
+            self._attention_memory[part, size] = _native.Memory(size)
+        return int(self._attention_memory[part, size].address)
 
     def graph(
         self, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool, eager: bool = False

@@ -23,6 +23,8 @@ def new_inputs(max_tokens: int, max_sequences: int, *block_tables: np.ndarray) -
         sequence_rows=np.zeros(max_sequences, np.int32),
         block_tables=block_tables[0],
         logits_index=np.zeros(LOGITS_ROWS, np.int32),
+        shared_chunks=np.zeros(max_sequences, np.int32),
+        shared_with=np.arange(max_sequences, dtype=np.int32),
     )
     others = [replace(first, slots=np.zeros(max_tokens, np.int32), block_tables=table) for table in block_tables[1:]]
     return replace(first, more_groups=tuple(others))

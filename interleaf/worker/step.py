@@ -9,6 +9,7 @@ import numpy as np
 from interleaf.messages import NewRequest, SchedulerOutput
 from interleaf.ops import BatchRows, ModelInput, Ops, StepRows, StepSize
 from interleaf.worker.batch import Batch
+from interleaf.worker.shared_prefixes import SharedPrefixes
 
 
 @dataclass(slots=True)
@@ -59,6 +60,8 @@ class Step:
         self._inputs = inputs
         known = BatchRows(batch.token_ids, batch.num_tokens, batch.num_computed_tokens, batch.samples)
         self._layout = ops.step_layout(known, self._arrays, inputs, block_size)
+        # Tables of several groups of layers differ.
+        self._prefixes = None if inputs.more_groups else SharedPrefixes(inputs, block_size)
         self._has_drafts = False
         self._num_samples = 0
         self.names: list[str] = []
@@ -69,7 +72,8 @@ class Step:
         arrays, batch = self._arrays, self._batch
         names = list(scheduled.num_scheduled_tokens)
         count = len(names)
-        if scheduled.new_requests or scheduled.removed_sequence_ids or names != self.names:
+        changed = bool(scheduled.new_requests or scheduled.removed_sequence_ids) or names != self.names
+        if changed:
             self.names = names
             arrays.rows[:count] = [batch.row_of[name] for name in names]
         arrays.counts[:count] = np.fromiter(scheduled.num_scheduled_tokens.values(), np.int32, count)
@@ -77,6 +81,8 @@ class Step:
             self._put_drafts(scheduled.draft_token_ids)
         num_tokens, self._num_samples = self._layout.write(count)
         self.size = StepSize(num_tokens, count)
+        if self._prefixes is not None:
+            self._prefixes.note(self.rows, self.starts, self.counts, changed)
 
     def _put_drafts(self, drafts: dict[str, list[int]]) -> None:
         """Set each sequence's drafts behind its tokens."""

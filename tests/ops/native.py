@@ -90,6 +90,8 @@ def model_input(max_sequences: int = 8, blocks_per_sequence: int = 40) -> ModelI
         sequence_rows=np.zeros(max_sequences, np.int32),
         block_tables=np.zeros((max_sequences, blocks_per_sequence), np.int32),
         logits_index=np.zeros(MAX_LOGITS, np.int32),
+        shared_chunks=np.zeros(max_sequences, np.int32),
+        shared_with=np.zeros(max_sequences, np.int32),
     )
 
 
