@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from interleaf.errors import GrammarError
@@ -27,11 +27,11 @@ SUBJECTS = {
 """What error messages call them."""
 
 
-def grammar_source(params: StructuredOutputsParams, special_tokens: Iterable[str]) -> str:
+def grammar_source(params: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
     """The grammar, which may yet turn out to be wrong when it is compiled.
 
     Args:
-        special_tokens: as they are spelled; where a structural tag writes one, the token is meant.
+        special_tokens: their spelling -> their id; where a structural tag writes one, the token is meant.
 
     Raises:
         GrammarError: it cannot be written.

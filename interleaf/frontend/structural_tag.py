@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from interleaf.errors import GrammarError
@@ -19,12 +19,12 @@ MAX_REPEATS = 10_000
 
 
 def structural_tag_grammar(
-    tag: Any, special_tokens: Iterable[str], json_schema: Callable[[Any], dict[str, Any]]
+    tag: Any, special_tokens: Mapping[str, int], json_schema: Callable[[Any], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The grammars, of which the first is where the text starts.
 
     Args:
-        special_tokens: where one is written, the token is meant, not the letters of its name.
+        special_tokens: spelling -> id; where one is written, the token is meant, not the letters of its name.
         json_schema: what a schema becomes for the library.
 
     Raises:
@@ -57,9 +57,10 @@ def _of_structures(tag: Format) -> Format:
 class _Writer:
     """Writes each format as an expression of Lark's, and what that needs as rules and further grammars."""
 
-    def __init__(self, special_tokens: Iterable[str], json_schema: Callable[[Any], dict[str, Any]]) -> None:
-        spellings = sorted((token for token in special_tokens if re.fullmatch(r"<[^<>\s]+>", token)), key=len)
-        self._special = re.compile(f"({'|'.join(map(re.escape, reversed(spellings))) or '(?!)'})")
+    def __init__(self, special_tokens: Mapping[str, int], json_schema: Callable[[Any], dict[str, Any]]) -> None:
+        self._special_tokens = special_tokens
+        spellings = sorted(special_tokens, key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, spellings)) or '(?!)'})")
         self._json_schema = json_schema
         self.rules: list[str] = []
         self.grammars: list[dict[str, Any]] = []
@@ -171,7 +172,7 @@ class _Writer:
             return r"/(?s:.*)/"
         first, *rest = pieces
         if self._special.fullmatch(first):
-            return " ".join([r"/(?s:.*)/", first, *map(self._piece, rest)])
+            return " ".join([r"/(?s:.*)/", *map(self._piece, pieces)])
         name = f"text_{len(self.rules)}"
         self.rules.append(f"{name}[lazy]: /(?s:.*)/ {literal(first)}")
         return " ".join([name, *map(self._piece, rest)])
@@ -188,7 +189,9 @@ class _Writer:
         return [piece for piece in self._special.split(text) if piece]
 
     def _piece(self, piece: str) -> str:
-        return piece if self._special.fullmatch(piece) else literal(piece)
+        if self._special.fullmatch(piece) is None:
+            return literal(piece)
+        return piece if re.fullmatch(r"<[^<>\s]+>", piece) else f"<[{self._special_tokens[piece]}]>"
 
 
 def _times(kind: str, given: Format) -> str:

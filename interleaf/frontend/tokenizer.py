@@ -99,9 +99,9 @@ class Tokenizer:
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
     @property
-    def special_tokens(self) -> list[str]:
-        """The special tokens as they are spelled."""
-        return [token for token_id in self.all_special_ids if (token := self.backend.id_to_token(token_id))]
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens as they are spelled, and their ids."""
+        return {token: token_id for token_id in self.all_special_ids if (token := self.backend.id_to_token(token_id))}
 
     @property
     def all_special_ids(self) -> list[int]:

@@ -26,9 +26,9 @@ from interleaf.server.tool_parsers import TOOL_PARSERS, ToolParser, Tools, auto_
 from interleaf.server.tool_parsers.forced import (
     NamedCallParser,
     RequiredCallsParser,
-    arguments_schema,
     required_grammar,
 )
+from interleaf.server.tool_parsers.strict import StrictCalls, arguments_schema
 from interleaf.structured_params import StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ class ToolChoice:
         mode: "auto", "none" or "required".
         name: of the one tool that must be called; then `mode` counts no more.
         parallel: more than one call may be returned.
+        strict: names of the tools whose calls must fit their schema where the model chooses to call.
     """
 
     tools: Tools
     mode: str = "auto"
     name: str | None = None
     parallel: bool = True
+    strict: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.tools and (self.mode == "required" or self.name is not None):
@@ -177,7 +179,10 @@ class AnswerParsers:
         changes: dict[str, Any] = {}
         if choice.is_forced:
             changes["structured_outputs"] = _forced(choice, params)
-        if markers is not None and (thinking.budget is not None or params.structured_outputs or choice.is_forced):
+        elif tool_parser is not None and choice.strict and params.structured_outputs is None:
+            changes["structured_outputs"] = _strict(choice, tool_parser)
+        held = changes.get("structured_outputs", params.structured_outputs) is not None
+        if markers is not None and (thinking.budget is not None or held):
             changes |= {"reasoning_markers": markers, "thinking_token_budget": thinking.budget}
         if self._are_special([*(tool_parser.markers if tool_parser else ()), *_texts(reasoning if markers else None)]):
             changes["skip_special_tokens"] = False
@@ -219,6 +224,15 @@ def _forced(choice: ToolChoice, params: SamplingParams) -> StructuredOutputsPara
     if choice.name is not None:
         return StructuredOutputsParams(json=arguments_schema(choice.tools[choice.name]), disable_any_whitespace=True)
     return StructuredOutputsParams(grammar=required_grammar(choice.tools, single=not choice.parallel))
+
+
+def _strict(choice: ToolChoice, parser: type[ToolParser]) -> StructuredOutputsParams | None:
+    """What holds the calls that the model chooses to make; None for a family whose calls cannot be held."""
+    answer = parser.answer_format(StrictCalls(choice.tools, choice.strict, choice.parallel))
+    if answer is None:
+        return None
+    tag = {"type": "structural_tag", "format": answer}
+    return StructuredOutputsParams(structural_tag=tag, disable_any_whitespace=True)
 
 
 def _named(kind: str, name: str, known: Mapping[str, T], group: str) -> T | None:

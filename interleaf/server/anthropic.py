@@ -177,12 +177,13 @@ def _tool_choice(body: MessagesRequest) -> ToolChoice:
         ApiError: it demands a tool that there is not.
     """
     tools: dict[str, Any] = {tool.name: tool.input_schema or {} for tool in body.tools or ()}
+    strict = frozenset(tool.name for tool in body.tools or () if tool.strict)
     choice = body.tool_choice
     if choice is None:
-        return ToolChoice(tools)
+        return ToolChoice(tools, strict=strict)
     mode = "required" if choice.type == "any" else "none" if choice.type == "none" else "auto"
     name = choice.name or "" if choice.type == "tool" else None
-    return ToolChoice(tools, mode, name, parallel=not choice.disable_parallel_tool_use)
+    return ToolChoice(tools, mode, name, not choice.disable_parallel_tool_use, strict)
 
 
 def _thinking(body: MessagesRequest) -> Thinking:

@@ -34,20 +34,26 @@ def tools_of(tools: Iterable[Tool] | None) -> Tools:
     return {tool.function.name: tool.function.parameters or {} for tool in tools or ()}
 
 
+def strict_names(tools: Iterable[Tool] | None) -> frozenset[str]:
+    """Tools whose calls must fit their schema."""
+    return frozenset(tool.function.name for tool in tools or () if tool.function.strict)
+
+
 def tool_choice_of(body: ChatCompletionRequest) -> ToolChoice:
     """
     Raises:
         ApiError: it demands a tool that there is not.
     """
     tools, choice = tools_of(body.tools), body.tool_choice
+    strict = strict_names(body.tools)
     parallel = body.parallel_tool_calls is not False
     if isinstance(choice, NamedToolChoice):
         return ToolChoice(tools, name=choice.function.name, parallel=parallel)
     if isinstance(choice, AllowedToolsChoice):
         allowed = {tool.function.name for tool in choice.allowed_tools.tools}
         tools = {name: parameters for name, parameters in tools.items() if name in allowed}
-        return ToolChoice(tools, choice.allowed_tools.mode, parallel=parallel)
-    return ToolChoice(tools, choice or "auto", parallel=parallel)
+        return ToolChoice(tools, choice.allowed_tools.mode, parallel=parallel, strict=strict & tools.keys())
+    return ToolChoice(tools, choice or "auto", parallel=parallel, strict=strict)
 
 
 class ChatAnswers:

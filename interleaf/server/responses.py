@@ -448,14 +448,15 @@ def tool_choice_of(body: ResponseRequest) -> ToolChoice:
         ApiError: it demands a tool that there is not.
     """
     tools: dict[str, Any] = {tool.name or "": tool.parameters or {} for tool in body.tools or ()}
+    strict = frozenset(tool.name or "" for tool in body.tools or () if tool.strict)
     choice, parallel = body.tool_choice, body.parallel_tool_calls is not False
     if not isinstance(choice, ResponseToolChoice):
-        return ToolChoice(tools, choice or "auto", parallel=parallel)
+        return ToolChoice(tools, choice or "auto", parallel=parallel, strict=strict)
     if choice.type == "function":
         return ToolChoice(tools, name=choice.name or "", parallel=parallel)
     allowed = {tool.name for tool in choice.tools or ()}
     tools = {name: parameters for name, parameters in tools.items() if name in allowed}
-    return ToolChoice(tools, choice.mode or "auto", parallel=parallel)
+    return ToolChoice(tools, choice.mode or "auto", parallel=parallel, strict=strict & tools.keys())
 
 
 def _input_item(item: dict[str, Any], name: str) -> dict[str, Any]:

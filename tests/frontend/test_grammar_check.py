@@ -16,7 +16,7 @@ from interleaf.messages import Vocabulary
 from interleaf.structured_params import StructuredOutputsParams
 from tests.loader.tiny import byte_level_bpe
 
-GOOD = grammar_source(StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "integer"}}}), [])
+GOOD = grammar_source(StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "integer"}}}), {})
 SLOW = grammar_source(
     StructuredOutputsParams(
         json={"allOf": [{"type": "string", "pattern": f"^(a|b)*a(a|b){{{i}}}$"} for i in range(1, 30)]}
@@ -24,7 +24,7 @@ SLOW = grammar_source(
     [],
 )
 RULES = "\n".join(f'r{i}: "a{i}" r{i + 1}' for i in range(9000))
-DEEP = grammar_source(StructuredOutputsParams(grammar=f'start: r0\n{RULES}\nr9000: "a"'), [])
+DEEP = grammar_source(StructuredOutputsParams(grammar=f'start: r0\n{RULES}\nr9000: "a"'), {})
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def checker() -> Iterator[GrammarChecker]:
 
 def other(number: int) -> str:
     """A good grammar that was not checked before."""
-    return grammar_source(StructuredOutputsParams(regex=f"a{{{number}}}"), [])
+    return grammar_source(StructuredOutputsParams(regex=f"a{{{number}}}"), {})
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_hostile_regexes_and_schemas_end(checker: GrammarChecker) -> None:
         {"grammar": 'root ::= "' + "(" * 20_000},
     ):
         try:
-            checker.check(grammar_source(StructuredOutputsParams(**structure), []))
+            checker.check(grammar_source(StructuredOutputsParams(**structure), {}))
         except GrammarError as error:
             assert str(error).endswith(".") and len(str(error)) < 500
     checker.check(GOOD)

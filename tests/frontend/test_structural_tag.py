@@ -15,6 +15,7 @@ from interleaf.structured_params import StructuredOutputsParams
 from tests.loader.tiny import SPECIAL_TOKENS, byte_level_bpe
 
 EOS = 2
+TOKEN_IDS = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
 COMPILER = GrammarCompiler(Vocabulary(byte_level_bpe().to_str(), 384, [EOS]))
 INTEGER = {"type": "json_schema", "json_schema": {"type": "integer", "minimum": 0, "maximum": 99}}
 TEXT = {"type": "any_text"}
@@ -29,7 +30,7 @@ def tag(begin: str, end: Any = "</f>", content: dict[str, Any] = INTEGER) -> dic
 
 
 def fits(structure: dict[str, Any], text: str) -> bool:
-    source = grammar_source(StructuredOutputsParams(structural_tag=structure), SPECIAL_TOKENS)
+    source = grammar_source(StructuredOutputsParams(structural_tag=structure), TOKEN_IDS)
     state = COMPILER.submit(source).result().start([], byte_level_bpe().encode(text).ids)
     return state.error is None and state.matcher.is_accepting()
 
@@ -84,7 +85,7 @@ def test_the_older_form() -> None:
     older = {"structures": structures, "triggers": ["<f="]}
     for text, good in (("just text", True), ("now <f=a>true</f>!", True), ("now <f=a>1</f>!", False)):
         assert fits(older, text) is good
-    assert grammar_source(StructuredOutputsParams(structural_tag=json.dumps(older)), []) == grammar_source(
+    assert grammar_source(StructuredOutputsParams(structural_tag=json.dumps(older)), {}) == grammar_source(
         StructuredOutputsParams(structural_tag=older), []
     )
 
@@ -106,5 +107,5 @@ def test_the_older_form() -> None:
 )
 def test_what_is_malformed(structure: dict[str, Any], reason: str) -> None:
     with pytest.raises(GrammarError, match=reason) as caught:
-        grammar_source(StructuredOutputsParams(structural_tag=structure), [])
+        grammar_source(StructuredOutputsParams(structural_tag=structure), {})
     assert caught.value.param == "structural_tag" and str(caught.value).endswith(".")

@@ -46,6 +46,7 @@ class ToolDefinition(ApiModel):
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     type: str | None = None
+    strict: bool | None = None
 
     without_effect: ClassVar[dict[str, str]] = {"cache_control": "every prefix is cached"}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from interleaf.server.text_reader import Steps
 from interleaf.server.tool_parsers.parser import ToolParser
+from interleaf.server.tool_parsers.strict import SPACE, Format, StrictCalls, const, either, maybe, sequence
 
 CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 BEGIN, SEPARATOR, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
@@ -15,6 +16,15 @@ BEGIN, SEPARATOR, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<�
 
 class DeepSeekParser(ToolParser):
     markers = (CALLS_BEGIN, BEGIN)
+
+    @classmethod
+    def answer_format(cls, calls: StrictCalls) -> Format:
+        fenced = calls.each(
+            lambda name: [const(f"function{SEPARATOR}{name}\n```json\n"), calls.arguments(name), const("\n```")]
+        )
+        plain = calls.each(lambda name: [const(f"{name}{SEPARATOR}"), calls.arguments(name)])
+        one = sequence(either(fenced, plain), const(END), SPACE)
+        return calls.in_text({CALLS_BEGIN: sequence(const(BEGIN), calls.several(one, BEGIN), maybe(const(CALLS_END)))})
 
     def read_call(self) -> Steps[None]:
         yield from self.literal(CALLS_BEGIN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from interleaf.frontend.closed_schema import closed_schema
 from interleaf.server.text_reader import MalformedError, Steps
 from interleaf.server.tool_parsers.parser import ToolParser, Tools
+from interleaf.server.tool_parsers.strict import arguments_schema
 
 
 class RequiredCallsParser(ToolParser):
@@ -62,13 +62,6 @@ def required_grammar(tools: Tools, single: bool) -> str:
             f"{call}_arguments: %json {_json(closed_schema(arguments_schema(parameters)))}",
         ]
     return "\n".join(rules)
-
-
-def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a tool's arguments, which are always an object and have no blanks but behind : and comma."""
-    schema = {**parameters, "type": "object"} if parameters else {"type": "object", "additionalProperties": False}
-    # Small models are prone to write blanks, where they may, until their tokens end.
-    return {**schema, "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 
 
 def _json(value: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from interleaf.server.text_reader import Steps
 from interleaf.server.tool_parsers.parser import ToolParser
+from interleaf.server.tool_parsers.strict import Format, StrictCalls, const, either, maybe, pattern, sequence
 
 PYTHON_TAG = "<|python_tag|>"
 
@@ -14,6 +15,11 @@ PYTHON_TAG = "<|python_tag|>"
 class Llama3JsonParser(ToolParser):
     markers = (PYTHON_TAG,)
     at_start = ("{", "[")
+
+    @classmethod
+    def answer_format(cls, calls: StrictCalls) -> Format:
+        called = sequence(maybe(const(PYTHON_TAG)), calls.several(calls.call("parameters"), "; "))
+        return either(pattern(r"(?s:\s*([^\s{\[].*)?)"), called)
 
     def read_call(self) -> Steps[None]:
         yield from self.expect(PYTHON_TAG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from interleaf.server.text_reader import Steps
 from interleaf.server.tool_parsers.parser import ToolParser, short_id
+from interleaf.server.tool_parsers.strict import Format, StrictCalls, const, either, maybe, pattern, sequence
 
 MARKER = "[TOOL_CALLS]"
 
@@ -14,6 +15,13 @@ class MistralParser(ToolParser):
     @staticmethod
     def call_id() -> str:
         return short_id()
+
+    @classmethod
+    def answer_format(cls, calls: StrictCalls) -> Format:
+        listed = sequence(maybe(const(" ")), calls.calls())
+        identified = maybe(const("[CALL_ID]"), pattern("[a-zA-Z0-9]{9}"))
+        named = calls.each(lambda name: [const(name), identified, const("[ARGS]"), calls.arguments(name)])
+        return calls.in_text({MARKER: either(listed, named)})
 
     def read_call(self) -> Steps[None]:
         yield from self.expect(MARKER)

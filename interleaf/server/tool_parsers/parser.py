@@ -19,6 +19,7 @@ from interleaf.server.text_reader import (
     Steps,
     TextReader,
 )
+from interleaf.server.tool_parsers.strict import Format, StrictCalls
 
 Tools = Mapping[str, Mapping[str, Any]]
 """Name -> JSON schema of the parameters, of the tools that a request has."""
@@ -57,6 +58,14 @@ class ToolParser(TextReader):
     def call_id() -> str:
         """An id for a call."""
         return f"call_{uuid.uuid4().hex[:24]}"
+
+    @classmethod
+    def answer_format(cls, calls: StrictCalls) -> Format | None:
+        """What a whole answer looks like, calls within free text, as a format of a structural tag.
+
+        None says that this parser's calls cannot be held to schemas.
+        """
+        return None
 
     def read(self) -> Steps[None]:
         if self.at_start:

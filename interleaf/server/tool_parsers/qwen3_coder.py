@@ -13,14 +13,37 @@ import msgspec
 
 from interleaf.server.text_reader import Steps
 from interleaf.server.tool_parsers.parser import ToolParser
+from interleaf.server.tool_parsers.strict import (
+    SPACE,
+    Format,
+    StrictCalls,
+    arguments_schema,
+    const,
+    either,
+    pattern,
+    sequence,
+)
 
 PARAMETER = "<parameter="
 VALUE_END = "</parameter>"
+LINE_END = pattern(r"\n?")
+NAME_FORMAT = pattern(r"[^<>\s]{1,200}>")
+TEXT_VALUE: Format = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": VALUE_END + "\n"}
 NAME = re.compile(r"[^<>\s]{1,200}")
 
 
 class Qwen3CoderParser(ToolParser):
     markers = ("<tool_call>", "<function=")
+
+    @classmethod
+    def answer_format(cls, calls: StrictCalls) -> Format:
+        function = calls.each(lambda name: [const(f"{name}>"), *_parameters(calls, name), const("</function>")])
+        return calls.in_text(
+            {
+                "<tool_call>": sequence(SPACE, const("<function="), function, SPACE, const("</tool_call>")),
+                "<function=": function,
+            }
+        )
 
     def read_call(self) -> Steps[None]:
         yield from self.literal("<tool_call>")
@@ -72,6 +95,59 @@ class Qwen3CoderParser(ToolParser):
             self.add_arguments(_value("".join(parts), types))
         yield from self.literal("\n")
         yield from self.expect(VALUE_END)
+
+
+def _parameters(calls: StrictCalls, name: str) -> list[Format]:
+    """The parameters of a strict tool in the order of its schema; of any other whatever the model writes."""
+    if name not in calls.strict:
+        return [LINE_END, {"type": "star", "content": sequence(const(PARAMETER), NAME_FORMAT, TEXT_VALUE)}]
+    schema = arguments_schema(calls.tools[name])
+    properties, required = schema.get("properties"), schema.get("required")
+    shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions", "x-guidance") if key in schema}
+    written = [LINE_END]
+    for key, given in properties.items() if isinstance(properties, Mapping) else ():
+        value = _value_format(given if isinstance(given, Mapping) else {}, shared)
+        one = sequence(const(f"{PARAMETER}{key}>"), *value)
+        written.append(one if isinstance(required, list) and key in required else {"type": "optional", "content": one})
+    return written
+
+
+def _value_format(schema: Mapping[str, Any], shared: Mapping[str, Any]) -> list[Format]:
+    """A value and its closing tag: strings are bare text, everything else is JSON."""
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
+        return [LINE_END, either(*map(const, choices)), LINE_END, const(VALUE_END), LINE_END]
+    resolved = _resolved(schema, shared)
+    types = _schema_types(resolved)
+    if types == {"string"} and (held := _held_text(resolved)):
+        return [pattern(rf"\n(?:{held})\n{VALUE_END}\n?")]
+    if not types or "string" in types:
+        return [TEXT_VALUE]
+    return [
+        LINE_END,
+        {"type": "json_schema", "json_schema": {**shared, **schema}},
+        LINE_END,
+        const(VALUE_END),
+        LINE_END,
+    ]
+
+
+def _held_text(schema: Mapping[str, Any]) -> str:
+    """A regex of what a string's schema allows, as far as it can be told without losing the closing tag."""
+    given = str(schema.get("pattern", ""))
+    if given.startswith("^") and given.endswith("$"):
+        return given[1:-1]
+    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
+    return f"[^<]{{{least},{most}}}" if least or most != "" else ""
+
+
+def _resolved(schema: Mapping[str, Any], shared: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a reference to the shared definitions refers to."""
+    _, _, path = str(schema.get("$ref", "")).partition("#/")
+    place, _, key = path.partition("/")
+    definitions = shared.get(place)
+    found = definitions.get(key) if isinstance(definitions, Mapping) else None
+    return found if isinstance(found, Mapping) else schema
 
 
 def _types(parameters: Mapping[str, Any]) -> dict[str, frozenset[str]]:
