@@ -388,6 +388,11 @@ class Scheduler:
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
             return
+        outputs.append(self._take_sampled(request, step_output, num_drafts))
+
+    def _take_sampled(self, request: Request, step_output: StepOutput, num_drafts: int) -> EngineOutput:
+        """Put sampled tokens behind a sequence, up to what ends it."""
+        sequence_id = request.sequence_id
         new_token_ids: list[int] = []
         stop = None
         for token_id in step_output.sampled_token_ids[sequence_id]:
@@ -414,7 +419,7 @@ class Scheduler:
         if stop is not None:
             output.finish_reason, output.stop_reason = stop
             self._sequences.retire(request)
-        outputs.append(output)
+        return output
 
     def _finish_pooling(self, request: Request, pooled: list[float]) -> EngineOutput:
         """The end of a sequence that samples nothing."""
