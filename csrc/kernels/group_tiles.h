@@ -5,7 +5,7 @@
 #if defined(__AMX_BF16__)
 
 #include "epilogue.h"
-#include "integers.h"
+#include "integer_product.h"
 #include "tiles.h"
 
 namespace interleaf::INTERLEAF_LEVEL {

@@ -16,6 +16,52 @@ INTERLEAF_INLINE size_t panel_values(int k) {
   return size_t{kPanelColumns} * static_cast<size_t>(sizeof(B) == 2 ? round_up(k, 2) : k);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Sixteen registers hold six rows by a half of a panel, for which each value of B is loaded (and widened) less often than for
+// two rows by a panel.
+constexpr bool kHalves = true;
+constexpr int kRows = 6;
+#else
+constexpr bool kHalves = false;
+constexpr int kRows = kMaxRows;
+#endif
+
+template <int M>
+INTERLEAF_INLINE void half_product(const float* a, ptrdiff_t lda, int k_size, const float* b, F32x16 (&sum)[M]) {
+  for (int k = 0; k < k_size; ++k, b += kPanelColumns) {
+    const F32x16 columns = load(b);
+#pragma GCC unroll 6
+    for (int r = 0; r < M; ++r) sum[r] = fma(broadcast(a[r * lda + k]), columns, sum[r]);
+  }
+}
+
+template <int M>
+INTERLEAF_INLINE void half_product(const float* a, ptrdiff_t lda, int k_size, const bf16* b, F32x16 (&sum)[M]) {
+  for (int k = 0; k < k_size; k += 2, b += 2 * kPanelColumns) {
+    const F32x16 even = load_even(b);
+#pragma GCC unroll 6
+    for (int r = 0; r < M; ++r) sum[r] = fma(broadcast(a[r * lda + k]), even, sum[r]);
+    if (k + 1 == k_size) break;
+    const F32x16 odd = load_odd(b);
+#pragma GCC unroll 6
+    for (int r = 0; r < M; ++r) sum[r] = fma(broadcast(a[r * lda + k + 1]), odd, sum[r]);
+  }
+}
+
+// The same sums as product() gives, half a panel at a time.
+template <int M, typename A, typename B>
+INTERLEAF_INLINE void product_in_halves(const A* a, int k, const B* panel, F32x16 (&sum)[M][2]) {
+  constexpr int kHalf = static_cast<int>(kLanes * (4 / sizeof(B)));
+  for (int half = 0; half < 2; ++half) {
+    F32x16 total[M];
+#pragma GCC unroll 6
+    for (int r = 0; r < M; ++r) total[r] = broadcast(0.0f);
+    half_product<M>(a, k, k, panel + half * kHalf, total);
+#pragma GCC unroll 6
+    for (int r = 0; r < M; ++r) sum[r][half] = total[r];
+  }
+}
+
 // Rows [first, first + rows) of one panel.
 template <typename A, typename B, typename Y>
 void panel_rows(const LinearArgs& args, const A* a, int first, int rows, int panel) {
@@ -33,11 +79,13 @@ void panel_rows(const LinearArgs& args, const A* a, int first, int rows, int pan
     __builtin_prefetch(reinterpret_cast<const char*>(here.high) + kColumnsAhead, 0, 2);
     return here;
   };
-  for_row_blocks(rows, [&]<int M>(int begin) __attribute__((always_inline)) {
+  for_row_blocks<kRows>(rows, [&]<int M>(int begin) __attribute__((always_inline)) {
     F32x16 sum[M][2];
     clear<M>(sum);
     const A* x = a + static_cast<ptrdiff_t>(begin) * args.k;
-    if constexpr (M == 1) {
+    if constexpr (kHalves && M > 2) {
+      product_in_halves<M>(x, args.k, weight, sum);
+    } else if constexpr (M == 1) {
       product<M>(x, args.k, args.k, columns, static_cast<const B*>(nullptr), sum);
     } else {
       product<M>(x, args.k, args.k, columns_and_later, static_cast<const B*>(nullptr), sum);
@@ -63,7 +111,7 @@ template <typename X, typename B, typename Y>
 void linear_typed(const LinearArgs& args, int rows, const Worker& worker) {
   const Range panels = part_of(num_panels(args), worker);
   const int row_bytes = args.k * static_cast<int>(sizeof(Operand<X>));
-  const int step = higher(1, lower(kActivationBytes / row_bytes, 384) / kMaxRows) * kMaxRows;
+  const int step = higher(1, lower(kActivationBytes / row_bytes, 384) / kRows) * kRows;
   for (int first = 0; first < rows; first += step) {
     const int count = lower(step, rows - first);
     const X* x = static_cast<const X*>(args.x) + static_cast<ptrdiff_t>(first) * args.k;

@@ -114,29 +114,28 @@ INTERLEAF_INLINE void clear(F32x16 (&sum)[M][2]) {
   for (int r = 0; r < M; ++r) sum[r][0] = sum[r][1] = broadcast(0.0f);
 }
 
-// Calls `body.template operator()<M>(first_row)` for blocks of M <= kMaxRows rows of nearly equal size.
-template <typename Body>
+// Calls `body.template operator()<M>(first_row)` for blocks of M <= most (12 at most) rows of nearly equal size.
+template <int most = kMaxRows, typename Body>
 INTERLEAF_INLINE void for_row_blocks(int rows, Body body) {
-  const int num_blocks = (rows + kMaxRows - 1) / kMaxRows;
+  const int num_blocks = (rows + most - 1) / most;
   for (int block = 0; block < num_blocks; ++block) {
     const int begin = rows * block / num_blocks, end = rows * (block + 1) / num_blocks;
+    const auto call = [&]<int M>() __attribute__((always_inline)) {
+      if constexpr (M <= most) body.template operator()<M>(begin);
+    };
     switch (end - begin) {
-      case 1: body.template operator()<1>(begin); break;
-#if defined(__AVX2__)
-      case 2: body.template operator()<2>(begin); break;
-#endif
-#if defined(__AVX512F__)
-      case 3: body.template operator()<3>(begin); break;
-      case 4: body.template operator()<4>(begin); break;
-      case 5: body.template operator()<5>(begin); break;
-      case 6: body.template operator()<6>(begin); break;
-      case 7: body.template operator()<7>(begin); break;
-      case 8: body.template operator()<8>(begin); break;
-      case 9: body.template operator()<9>(begin); break;
-      case 10: body.template operator()<10>(begin); break;
-      case 11: body.template operator()<11>(begin); break;
-      case 12: body.template operator()<12>(begin); break;
-#endif
+      case 1: call.template operator()<1>(); break;
+      case 2: call.template operator()<2>(); break;
+      case 3: call.template operator()<3>(); break;
+      case 4: call.template operator()<4>(); break;
+      case 5: call.template operator()<5>(); break;
+      case 6: call.template operator()<6>(); break;
+      case 7: call.template operator()<7>(); break;
+      case 8: call.template operator()<8>(); break;
+      case 9: call.template operator()<9>(); break;
+      case 10: call.template operator()<10>(); break;
+      case 11: call.template operator()<11>(); break;
+      case 12: call.template operator()<12>(); break;
     }
   }
 }
