@@ -99,6 +99,20 @@ def test_a_row_does_not_depend_on_its_neighbours(level: str, format: str) -> Non
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_sums_hold_the_largest_values(level: str, format: str, sign: float) -> None:
+    """All activations and weights at the ends of their ranges: no level may overflow in between."""
+    ops, inputs = quantized_ops(level, "float32", format), model_input()
+    rows, n, k = 13, 40, 100
+    x, w = torch.full((rows, k), 3.0), torch.full((n, k), 0.5 * sign)
+    w[:, ::32] = -0.5 * sign
+    expected = round_activation(x.numpy(), format) @ round_weight(w.numpy(), format).T.astype(np.float64)
+    weight, source = ops.linear_weight([host_tensor(w, "float32")]), activation(ops, x)
+    close(run(ops, lambda: ops.linear(source, weight), rows, inputs), expected, 3e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_embedding_quantized(level: str, format: str) -> None:
     torch.manual_seed(3)
     ops, inputs = quantized_ops(level, "float32", format), model_input()
