@@ -97,4 +97,11 @@ async def _cosines(
     found, counter = await vectors(context, body, texts, body.pooling_params(), name, param)
     by_text = dict(zip(texts, found, strict=True))
     pairs = [(by_text[one], by_text[other]) for one, other in zip(first, second, strict=True)]
-    return [math.fsum(map(operator.mul, one, other)) for one, other in pairs], counter
+    return [_cosine(one, other) for one, other in pairs], counter
+
+
+def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """In double precision: lengths in float32 are not quite 1."""
+    product = math.fsum(map(operator.mul, one, other))
+    lengths = math.hypot(*one) * math.hypot(*other)
+    return max(-1.0, min(1.0, product / lengths)) if lengths else 0.0
