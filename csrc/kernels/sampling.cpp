@@ -285,17 +285,36 @@ int keep_min_p(const float* weights, Candidate* candidates, int count, float min
   return kept;
 }
 
-// The same of all tokens. With a `share` alone to keep, tokens can be passed over that have so little weight that all
-// tokens, had they no more, would be spared.
-int find_candidates(const float* weights, int vocab_size, float min_p, double spared, Candidate* candidates) {
-  const float useless = static_cast<float>(spared / vocab_size * 0.999);
-  float least = min_p > useless ? min_p : useless;
-  least = least > kLeastWeight ? least : kLeastWeight;
+// The tokens of at least `least`.
+int find_candidates(const float* weights, int vocab_size, float least, Candidate* candidates) {
   int count = 0;
   for_each_at_least(weights, 0, vocab_size, &least, [&](int i) __attribute__((always_inline)) {
     candidates[count++] = {weights[i], i};
   });
   return count;
+}
+
+// A weight that the likeliest tokens that reach `wanted` of `total` all have. It can be so much that all tokens, had they
+// no more, would not be missed; and, in steps of four, as much as leaves `wanted` to those that have it.
+float least_that_counts(const float* weights, int vocab_size, double total, double wanted) {
+  constexpr int kBounds = 6;
+  constexpr double kMargin = 1e-3;  // far more than what sums are off by
+  const float sure = static_cast<float>((total - wanted) / vocab_size * (1.0 - kMargin));
+  float bounds[kBounds];
+  F32x16 sums[kBounds];
+  for (int b = 0; b < kBounds; ++b) {
+    bounds[b] = (b > 0 ? bounds[b - 1] : sure) * 4.0f;
+    sums[b] = broadcast(0.0f);
+  }
+  for (int i = 0; i + kLanes <= vocab_size; i += kLanes) {
+    const F32x16 x = load(weights + i);
+    for (int b = 0; b < kBounds; ++b) sums[b] = sums[b] + where_at_least(x, bounds[b], x);
+  }
+  for (int b = kBounds - 1; b >= 0; --b) {
+    const double sum = static_cast<double>(reduce_add(sums[b]));
+    if (sum > 0.0 && sum >= wanted * (1.0 + kMargin)) return bounds[b];
+  }
+  return sure;
 }
 
 int sample_row(const SampleArgs& args, int row, char* scratch) {
@@ -323,8 +342,9 @@ int sample_row(const SampleArgs& args, int row, char* scratch) {
     total = sum_blocks(weights, vocab_size, sums);
     const bool whole = k <= 0 && min_p <= 0.0f;
     if (whole && top_p >= 1.0f) return draw_from_all(weights, vocab_size, sums, noise * total);
-    const double spared = whole ? total * (1.0 - static_cast<double>(top_p)) : 0.0;
-    count = find_candidates(weights, vocab_size, min_p, spared, candidates);
+    float least = whole ? least_that_counts(weights, vocab_size, total, total * static_cast<double>(top_p)) : min_p;
+    least = least > kLeastWeight ? least : kLeastWeight;
+    count = find_candidates(weights, vocab_size, least, candidates);
     if (!whole) total = 0.0;
   }
   count = keep_top_k(candidates, count, k, sorted);
