@@ -212,9 +212,10 @@ class HistogramRecorder:
         self._bounds = bounds
         self._cells = cells
 
-    def observe(self, value: float) -> None:
-        self._cells[bisect.bisect_left(self._bounds, value)] += 1
-        self._cells[-1] += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value that was seen once or more often."""
+        self._cells[bisect.bisect_left(self._bounds, value)] += times
+        self._cells[-1] += value * times
 
     @property
     def sum(self) -> float:
@@ -325,15 +326,22 @@ class RequestStatistics:
         """A request was given up, and nothing else is to be told of it."""
         self._cells[2 + FINISH_REASONS.index("abort")] += 1
 
-    def note_tokens(self, times: RequestMetrics, num_tokens: int, now: float) -> None:
-        """A request has brought tokens."""
-        self._cells[1] += num_tokens
-        if times.first_token_time:
-            self.inter_token_latency.observe(now - times.last_token_time)
-        else:
-            times.first_token_time = now
-            self.time_to_first_token.observe(now - times.arrival_time)
-        times.last_token_time = now
+    def note_tokens(self, brought: Iterable[tuple[RequestMetrics, int]], now: float) -> None:
+        """Requests have brought tokens in a step: times and number of tokens of each."""
+        total = 0
+        # Most requests had their last tokens from the same step.
+        last: dict[float, int] = {}
+        for times, num_tokens in brought:
+            total += num_tokens
+            if times.first_token_time:
+                last[times.last_token_time] = last.get(times.last_token_time, 0) + 1
+            else:
+                times.first_token_time = now
+                self.time_to_first_token.observe(now - times.arrival_time)
+            times.last_token_time = now
+        self._cells[1] += total
+        for then, count in last.items():
+            self.inter_token_latency.observe(now - then, count)
 
     def note_end(
         self,

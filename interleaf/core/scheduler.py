@@ -137,12 +137,12 @@ class Scheduler:
         """
         assert scheduler_output.step == step_output.step, "steps are updated in the order they were scheduled"
         outputs: list[EngineOutput] = []
-        sequences = self._sequences.by_id
+        sequences, drafts = self._sequences.by_id, scheduler_output.draft_token_ids
         for sequence_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
             request = sequences.get(sequence_id)
             if request is not None:
                 request.num_computed_tokens += num_tokens
-                num_drafts = len(scheduler_output.draft_token_ids.get(sequence_id, ()))
+                num_drafts = len(drafts.get(sequence_id, ())) if drafts else 0
                 self._collect(request, step_output, outputs, num_drafts)
                 if num_drafts:
                     self._drafts.tried(request, num_drafts, len(step_output.sampled_token_ids[sequence_id]) - 1)

@@ -258,7 +258,7 @@ class RequestState:
 
     @property
     def finished(self) -> bool:
-        for sequence in self.sequences:  # noqa: SIM110 - asked several times for each token; a generator costs more.
+        for sequence in self.sequences:  # noqa: SIM110 - asked for each token; a generator costs more than all of it.
             if sequence.finish_reason is None:
                 return False
         return True
@@ -272,8 +272,9 @@ class RequestState:
             self._prompt_logprobs += [format_logprobs(entry, self._with_text) for entry in news.prompt_logprobs or []]
         if self._pooling is not None and news.embedding is not None:
             self._embedding = embedding_of(news.embedding, self._pooling)
-        must_abort = self.sequences[news.index].update(news, format_logprobs)
-        if self.finished:
+        sequence = self.sequences[news.index]
+        must_abort = sequence.update(news, format_logprobs)
+        if sequence.finish_reason is not None and self.finished:
             self.metrics.finished_time = now
         return must_abort
 
@@ -403,25 +404,31 @@ class OutputProcessor:
             self.statistics.iteration_tokens.observe(news.num_tokens)
         followed = FollowedNews()
         num_new_tokens, updated = followed.num_new_tokens, followed.updated
+        ended: list[str] = []
         for output in news.outputs:
             request_id = output.request_id
             num_new_tokens[request_id] = num_new_tokens.get(request_id, 0) + len(output.new_token_ids)
             state = self._states.get(request_id)
-            if state is None or state.sequences[output.index].finished:
+            if state is None or state.sequences[output.index].finish_reason is not None:
                 continue
             if output.error is not None:
                 logger.warning("Request %s ended with an error: %s", state.external_id, output.error)
                 followed.errors[request_id] = output.error
             if self._update(state, output, now, followed):
                 followed.abort_sequence_ids.append(sequence_id(request_id, output.index))
-            if output.new_token_ids or output.finish_reason is not None:
-                updated.setdefault(request_id, (state, []))[1].append(output.index)
-        for request_id, (state, _) in updated.items():
-            if num_new_tokens[request_id]:
-                self.statistics.note_tokens(state.metrics, num_new_tokens[request_id], now)
-            if state.finished:
-                del self._states[request_id]
-                self._record(state)
+            if not output.new_token_ids and output.finish_reason is None:
+                continue
+            if request_id in updated:
+                updated[request_id][1].append(output.index)
+            else:
+                updated[request_id] = state, [output.index]
+            if state.sequences[output.index].finish_reason is not None and state.finished:
+                ended.append(request_id)
+        self.statistics.note_tokens(
+            [(state.metrics, count) for name, (state, _) in updated.items() if (count := num_new_tokens[name])], now
+        )
+        for request_id in ended:
+            self._record(self._states.pop(request_id))
         return followed
 
     def _update(self, state: RequestState, output: EngineOutput, now: float, followed: FollowedNews) -> bool:

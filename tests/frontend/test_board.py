@@ -44,7 +44,7 @@ def test_statistics_of_all_are_those_of_one_that_saw_everything(boards: tuple[Bo
         for statistics in (rng.choice(seats).statistics, alone):
             times = RequestMetrics(arrival_time=arrival, scheduled_time=arrival + wait, finished_time=arrival + 64)
             statistics.note_arrival(arrival)
-            statistics.note_tokens(times, 3, arrival + 2 * wait)
+            statistics.note_tokens([(times, 3)], arrival + 2 * wait)
             statistics.note_end(times, "stop", num_prompt_tokens=arrival, generated=[3], max_tokens=None)
     seats[0].statistics.note_abort()
     alone.note_abort()

@@ -79,13 +79,25 @@ def test_where_prompt_tokens_came_from() -> None:
         assert found["vllm:prompt_tokens_by_source_total", (("source", source),)] == count
 
 
+def test_requests_that_bring_tokens_in_the_same_step_count_each() -> None:
+    statistics = RequestStatistics()
+    times = [RequestMetrics(arrival_time=100.0 - i) for i in range(3)]
+    statistics.note_tokens([(times[0], 1), (times[1], 1)], 101.0)
+    statistics.note_tokens([(one, 2) for one in times], 101.5)
+    found = samples(EngineMetrics(lambda: statistics, "served"))
+    assert found["vllm:generation_tokens_total", ()] == 8
+    for name, count, total in (("time_to_first_token", 3, 1.0 + 2.0 + 3.5), ("inter_token_latency", 2, 1.0)):
+        assert found[f"vllm:{name}_seconds_count", ()] == count
+        assert found[f"vllm:{name}_seconds_sum", ()] == total
+
+
 def test_what_requests_did_is_summed_up() -> None:
     statistics = RequestStatistics()
     metrics = EngineMetrics(lambda: statistics, "served")
     times = RequestMetrics(arrival_time=100.0, scheduled_time=100.25, finished_time=103.0)
-    statistics.note_tokens(times, 1, 101.0)
-    statistics.note_tokens(times, 2, 101.5)
-    statistics.note_tokens(times, 1, 102.5)
+    statistics.note_tokens([(times, 1)], 101.0)
+    statistics.note_tokens([(times, 2)], 101.5)
+    statistics.note_tokens([(times, 1)], 102.5)
     statistics.note_end(times, "stop", num_prompt_tokens=7, num_cached_tokens=5, generated=[1, 3], max_tokens=16)
     found = samples(metrics)
     sums = {
