@@ -391,3 +391,15 @@ def test_structured_output_that_cannot_be(client: openai.OpenAI) -> None:
     ):
         with pytest.raises(openai.BadRequestError, match=reason):
             client.completions.create(model=MODEL, prompt="x", extra_body=body)
+
+
+def test_kept_chats(client: openai.OpenAI) -> None:
+    kept = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=4, store=True, metadata={"k": "v"})
+    chats = client.chat.completions
+    assert chats.retrieve(kept.id).choices == kept.choices
+    assert [one.id for one in chats.list(metadata={"k": "v"}, limit=1)] == [kept.id]
+    assert [(one.id, one.content) for one in chats.messages.list(kept.id)] == [(f"{kept.id}-0", HI[0]["content"])]
+    assert chats.update(kept.id, metadata={"k": "w"}).metadata == {"k": "w"}
+    assert chats.delete(kept.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        chats.retrieve(kept.id)
