@@ -275,6 +275,7 @@ void bind_runtime(nb::module_& module) {
           "num_threads"_a, "level"_a, "scratch_bytes"_a = 0)
       .def_prop_ro("level", [](const Runtime& self) { return std::string(interleaf::level_name(self.level())); })
       .def_prop_ro("num_threads", [](Runtime& self) { return self.team().size(); })
+      .def("give_way_to", &Runtime::give_way_to, "pid"_a, "Leaves a core to this process while it computes; 0 is nobody.")
       .def(
           "run",
           [](Runtime& self, const Program& program, int num_tokens, int num_logits, int num_sequences) {

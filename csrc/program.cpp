@@ -7,6 +7,9 @@ namespace interleaf {
 
 namespace {
 
+// Between two looks at the neighbour, which cost some microseconds each.
+constexpr std::chrono::microseconds kLookWhileAway{250}, kLookWhileHere{1000};
+
 const KernelTable& table_of(Level level) {
   switch (level) {
 #if defined(__x86_64__)
@@ -69,14 +72,58 @@ std::vector<int64_t> Runtime::profile(const Program& program, const StepSize& si
 
 int64_t Runtime::run(const Program& program, const StepSize& size) {
   const auto start = std::chrono::steady_clock::now();
-  team_.run([&](int thread) {
-    const Worker self = worker(thread);
-    for (const Op& op : program.ops()) {
-      op.call(table_, op.args, size.of(op.rows), self);
-      team_.barrier();
-    }
-  });
+  if (neighbour_.watched() && team_.size() > 1) {
+    run_beside_neighbour(program, size);
+  } else {
+    team_.run([&](int thread) {
+      const Worker self = worker(thread);
+      for (const Op& op : program.ops()) {
+        op.call(table_, op.args, size.of(op.rows), self);
+        team_.barrier();
+      }
+    });
+  }
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+}
+
+void Runtime::run_beside_neighbour(const Program& program, const StepSize& size) {
+  const std::vector<Op>& ops = program.ops();
+  const int last = team_.size() - 1;
+  // Both are written by thread 0 alone; `resume` before it calls the last thread, which reads it then.
+  size_t resume = 0;
+  bool away = neighbour_.is_running();
+  auto looked = std::chrono::steady_clock::now();
+  const auto wants_core = [&] {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - looked < (away ? kLookWhileAway : kLookWhileHere)) return away;
+    looked = now;
+    return neighbour_.is_running();
+  };
+  team_.run(
+      [&](int thread) {
+        const Worker self = worker(thread);
+        for (size_t i = thread == last ? resume : 0; i < ops.size(); ++i) {
+          const Op& op = ops[i];
+          const int rows = size.of(op.rows);
+          op.call(table_, op.args, rows, self);
+          if (thread != 0) {
+            team_.barrier();
+            if (thread == last && !team_.last_stays()) return;
+            continue;
+          }
+          if (away) op.call(table_, op.args, rows, worker(last));
+          const bool wanted = wants_core(), leaves = wanted && !away;
+          const bool comes = !wanted && away && i + 1 < ops.size() && team_.last_has_left();
+          if (leaves || comes) team_.want_last(comes);
+          team_.barrier();
+          if (leaves || comes) away = leaves;
+          if (comes) {
+            resume = i + 1;
+            team_.call_last();
+          }
+        }
+      },
+      away);
 }
 
 }  // namespace interleaf

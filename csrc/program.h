@@ -11,6 +11,7 @@
 #include "isa.h"
 #include "kernels.h"
 #include "memory.h"
+#include "neighbour.h"
 #include "thread_team.h"
 
 namespace interleaf {
@@ -69,6 +70,10 @@ class Runtime {
   Level level() const { return level_; }
   ThreadTeam& team() { return team_; }
 
+  // Leaves a core to this process while it computes: the team's last thread then steps aside between two ops, and
+  // thread 0 does its part of them, as it would have done it. 0 is nobody.
+  void give_way_to(int pid) { neighbour_.watch(pid); }
+
   // Runs a program and returns the nanoseconds it took.
   int64_t run(const Program& program, const StepSize& size);
 
@@ -91,9 +96,12 @@ class Runtime {
     return {thread, team_.size(), static_cast<char*>(scratch_.data()) + scratch_bytes_ * static_cast<size_t>(thread)};
   }
 
+  void run_beside_neighbour(const Program& program, const StepSize& size);
+
   Level level_;
   const KernelTable& table_;
   ThreadTeam team_;
+  Neighbour neighbour_;
   size_t scratch_bytes_;
   Memory scratch_;
 };

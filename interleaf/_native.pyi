@@ -138,6 +138,9 @@ class Runtime:
     @property
     def num_threads(self) -> int: ...
 
+    def give_way_to(self, pid: int) -> None:
+        """Leaves a core to this process while it computes; 0 is nobody."""
+
     def run(self, program: Program, num_tokens: int, num_logits: int, num_sequences: int) -> int:
         """Returns the nanoseconds it took."""
 

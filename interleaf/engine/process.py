@@ -24,6 +24,7 @@ from interleaf.engine.port import Identity, Port
 from interleaf.engine.request_check import check_request
 from interleaf.engine.step_record import StepRecorder
 from interleaf.errors import InterleafError, RequestError
+from interleaf.machine import usable_cores
 from interleaf.messages import (
     AbortRequests,
     AbortSequences,
@@ -262,7 +263,11 @@ def load(start: wire.EngineStart) -> Loaded:
     logits_processors = load_custom(start.args.logits_processors)
 
     def make_executor() -> Executor:
-        return Worker(config, checkpoint.tensors, logits_processors, {} if draft is None else draft.tensors)
+        draft_tensors = {} if draft is None else draft.tensors
+        # The parent is the front end (of several it is none, and at rest). Where there are cores besides the team's, it
+        # finds one by itself.
+        neighbour = os.getppid() if config.threads >= usable_cores() else 0
+        return Worker(config, checkpoint.tensors, logits_processors, draft_tensors, neighbour)
 
     return Ready(config), EngineCore(config, make_executor()), make_executor
 

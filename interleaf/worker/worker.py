@@ -35,6 +35,7 @@ class Worker:
     Args:
         logits_processors: custom ones, beside those that are built in.
         draft_tensors: of the draft model, if the configuration has one.
+        neighbour: id of a process that is left a core while it computes; 0 is none.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Worker:
         tensors: Mapping[str, HostTensor],
         logits_processors: Sequence[type[LogitsProcessor[Any]]] = (),
         draft_tensors: Mapping[str, HostTensor] = MappingProxyType({}),
+        neighbour: int = 0,
     ) -> None:
         self._all_ops = [
             CpuOps(
@@ -55,6 +57,7 @@ class Worker:
                 kv_cache_dtype=config.cache.dtype,
             )
         ]
+        self._all_ops[0].runtime.give_way_to(neighbour)
         try:
             loaded, caches = self._load(config, config.model, tensors, config.cache.num_stored_blocks)
             speculator = make_speculator(config, lambda: self._load_draft(config, draft_tensors))
