@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from interleaf.core.beam import BeamSearch, num_candidates
+from interleaf.core.beam import BeamSearch
 from interleaf.core.kv_manager import KVManager
 from interleaf.core.request import Request, RequestGroup
 from interleaf.messages import BeamCandidates, EngineOutput, FinishReason
@@ -43,7 +43,6 @@ class BeamGroup:
         self._num_new_tokens = max_total_tokens - len(source.prompt_token_ids)
         if source.params.max_tokens is not None:
             self._num_new_tokens = min(self._num_new_tokens, source.params.max_tokens)
-        self.num_candidates = num_candidates(settings, len(group.eos_token_ids | group.stop_token_ids))
         # With -1 all candidates of a beam are told: its `BeamCandidates` have the whole vocabulary then.
         num_logprobs = {None: 0, -1: None}.get(source.params.logprobs, source.params.logprobs)
         self._search = BeamSearch(

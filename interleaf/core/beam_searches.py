@@ -6,18 +6,25 @@ from interleaf.core.beam_group import BeamGroup
 from interleaf.core.kv_manager import KVManager
 from interleaf.core.request import Request, RequestGroup, RequestStatus
 from interleaf.core.sequences import Sequences
-from interleaf.messages import EngineOutput, SchedulerOutput
+from interleaf.messages import BeamCandidates, EngineOutput, SchedulerOutput
 
 
 class BeamSearches:
-    """The searches that run, and what the worker has yet to be told of their last rounds."""
+    """The searches of the unfinished requests, and what the worker has yet to be told of their last rounds."""
 
     def __init__(self, sequences: Sequences, kv: KVManager) -> None:
         self._sequences = sequences
         self._kv = kv
+        self._beams: dict[str, BeamGroup] = {}
+        """By the request's id."""
         self._running: list[RequestGroup] = []
         self._new: list[Request] = []
         self._picked: list[tuple[Request, int]] = []
+
+    def enqueue(self, group: RequestGroup, max_total_tokens: int) -> None:
+        """A new search, whose prompt waits."""
+        beam = self._beams[group.source.request_id] = BeamGroup(group, max_total_tokens)
+        self._sequences.enqueue(beam.beams[0])
 
     def started(self, group: RequestGroup) -> None:
         """The prompt of a search runs."""
@@ -28,7 +35,7 @@ class BeamSearches:
         if not self._running:
             return 0
         self._running = [group for group in self._running if group.sequences]
-        return sum(beam_of(group).width - len(group.sequences) for group in self._running)
+        return sum(self._beam_of(group).width - len(group.sequences) for group in self._running)
 
     def tell(self, output: SchedulerOutput) -> None:
         """Let the worker know what the last round did to beams that still run."""
@@ -44,7 +51,7 @@ class BeamSearches:
 
     def preempt(self, group: RequestGroup) -> None:
         """All beams of a request lose their blocks, and what they have in common waits to be recomputed."""
-        beam = beam_of(group)
+        beam = self._beam_of(group)
         first = beam.beams[0]
         self._running.remove(group)
         self._sequences.end(group)
@@ -52,21 +59,47 @@ class BeamSearches:
         request.num_preemptions, request.num_cached_tokens = first.num_preemptions + 1, first.num_cached_tokens
         self._sequences.enqueue(request)
 
-    def has_room(self, group: RequestGroup, num_free_blocks: int) -> bool:
-        """Whether a search that waits finds blocks for all beams that it had, or all there are."""
-        needed = beam_of(group).num_blocks_to_come_back(self._kv.block_size) * self._kv.blocks_per_entry
-        return min(needed, self._kv.pool.num_blocks) <= num_free_blocks
+    def can_begin(self, group: RequestGroup, num_free_seats: int, num_free_blocks: int) -> bool:
+        """Whether all beams of a search that waits find a seat, and those it had before their blocks, or all blocks."""
+        beam = self._beam_of(group)
+        needed = beam.num_blocks_to_come_back(self._kv.block_size) * self._kv.blocks_per_entry
+        return beam.width <= num_free_seats and min(needed, self._kv.pool.num_blocks) <= num_free_blocks
 
-    def advance(self, group: RequestGroup) -> list[EngineOutput]:
-        """All beams of a request have reported: let them fork and go, or end it. Returns its news."""
-        beam = beam_of(group)
+    def beams(self, group: RequestGroup) -> list[Request]:
+        """The sequences of its live beams, the best first."""
+        return self._beam_of(group).beams
+
+    def report(self, request: Request, candidates: BeamCandidates) -> list[EngineOutput]:
+        """Take in the candidates of one beam; when all have reported, they go on. Returns the request's news."""
+        return self._advance(request.group) if self._beam_of(request.group).report(request, candidates) else []
+
+    def fail(self, group: RequestGroup, error: str) -> list[EngineOutput]:
+        """End a search that cannot go on. Returns its news."""
+        news = self._beam_of(group).errors(error)
+        self.end(group)
+        return news
+
+    def end(self, group: RequestGroup) -> None:
+        """Let go of a search, and of its request."""
+        del self._beams[group.source.request_id]
+        self._sequences.end(group)
+
+    def check_invariants(self) -> None:
+        """Assert that the searches are those of the unfinished requests."""
+        groups = self._sequences.groups
+        assert self._beams.keys() == {name for name, group in groups.items() if group.is_beam_search}
+        assert all(set(beam.beams) == set(groups[name].sequences.values()) for name, beam in self._beams.items())
+
+    def _advance(self, group: RequestGroup) -> list[EngineOutput]:
+        """Let the beams fork and go on, or end the search. Returns its news."""
+        beam = self._beam_of(group)
         played = beam.advance(self._kv)
         if played is None:
             news = beam.outputs()
             news[0].prompt_logprobs, group.prompt_logprobs = group.prompt_logprobs, None
             for output in news:
                 output.num_cached_tokens = beam.beams[0].num_cached_tokens
-            self._sequences.end(group)
+            self.end(group)
             return news
         for request in played.forks:
             self._sequences.add_running(request)
@@ -77,8 +110,5 @@ class BeamSearches:
         # Nothing is told before the end, but that the search has begun.
         return [EngineOutput(group.source.request_id, 0, [])] if beam.length == 1 else []
 
-
-def beam_of(group: RequestGroup) -> BeamGroup:
-    """The search of a request that has one."""
-    assert group.beam is not None
-    return group.beam
+    def _beam_of(self, group: RequestGroup) -> BeamGroup:
+        return self._beams[group.source.request_id]

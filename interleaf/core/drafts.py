@@ -85,7 +85,7 @@ class Drafts:
         for sequence_id in scheduled:
             request = self._sequences.by_id[sequence_id]
             # Behind a prompt, blocks may be shared with forks that write there too.
-            if request.grammar is None or not request.output_token_ids or request.group.beam is not None:
+            if request.grammar is None or not request.output_token_ids or request.group.is_beam_search:
                 continue
             forced = [] if request.group.source.params.speculative is False else request.grammar.forced()
             if forced:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
+from interleaf.core.beam import num_candidates
 from interleaf.core.block_hash import root_hash
 from interleaf.core.structured import Grammar, GrammarState
 from interleaf.messages import EngineRequest, FinishReason, NewRequest, TokenLogprobs
-
-if TYPE_CHECKING:
-    from interleaf.core.beam_group import BeamGroup
 
 PolicyOrder = tuple[int, int, int]
 """(priority, arrival, index): what is smaller is scheduled earlier and preempted later."""
@@ -31,7 +28,7 @@ class RequestGroup:
 
     While `has_pending_forks`, only sequence 0 exists: the others are made when its prompt is
     computed. `prompt_logprobs` gathers the entries of positions 1, 2, ... for sequence 0; None
-    where they were not asked for, or are delivered. `beam` is set for beam search.
+    where they were not asked for, or are delivered.
     """
 
     source: EngineRequest
@@ -41,23 +38,30 @@ class RequestGroup:
     has_pending_forks: bool = False
     prompt_logprobs: list[TokenLogprobs] | None = None
     grammar: Grammar | None = None
-    beam: BeamGroup | None = None
+    is_beam_search: bool = field(init=False)
     eos_token_ids: frozenset[int] = field(init=False)
     stop_token_ids: frozenset[int] = field(init=False)
     root_hash: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         params = self.source.params
+        self.is_beam_search = params.beam is not None
         self.eos_token_ids = frozenset(() if params.ignore_eos else self.source.eos_token_ids)
         self.stop_token_ids = frozenset(params.stop_token_ids or ())
         salt = self.source.cache_salt
         self.root_hash = root_hash([("cache_salt", salt)] if salt is not None else [])
 
+    @property
+    def num_candidates(self) -> int:
+        """Next tokens that the worker tells of each beam; 0 without beam search."""
+        beam = self.source.params.beam
+        return 0 if beam is None else num_candidates(beam, len(self.eos_token_ids | self.stop_token_ids))
+
     def new_sequence(self, index: int) -> Request:
         """Make sequence `index`, which goes on behind what was already delivered of it."""
         source = self.source
         # Of a beam search nothing is delivered before its end.
-        resumed = source.resumed_token_ids if source.params.beam is None else None
+        resumed = source.resumed_token_ids if not self.is_beam_search else None
         output = list(resumed[index]) if resumed else []
         grammar = None
         if self.grammar is not None:
@@ -195,7 +199,7 @@ class Request:
             fork_of=fork_of,
             pooling=source.pooling,
             cache_salt=source.cache_salt,
-            num_candidates=0 if self.group.beam is None else self.group.beam.num_candidates,
+            num_candidates=self.group.num_candidates,
             more_block_ids=[table.copy() for table in self.more_tables],
         )
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 
 from interleaf.config import CacheConfig, SchedulerConfig
-from interleaf.core.beam_group import BeamGroup
-from interleaf.core.beam_searches import BeamSearches, beam_of
+from interleaf.core.beam_searches import BeamSearches
 from interleaf.core.drafts import Drafts
 from interleaf.core.grouped_kv_manager import GroupedKVManager
 from interleaf.core.kv_manager import KVManager
@@ -83,8 +82,7 @@ class Scheduler:
             group.prompt_logprobs = []
         if params.beam is not None:
             longest = longest_beam(params, len(engine_request.prompt_token_ids), self._cache_config)
-            group.beam = BeamGroup(group, min(self._max_total_tokens, longest))
-            self._sequences.enqueue(group.beam.beams[0])
+            self._searches.enqueue(group, min(self._max_total_tokens, longest))
             return
         group.has_pending_forks = params.n > 1
         self._sequences.enqueue(group.new_sequence(0))
@@ -94,13 +92,13 @@ class Scheduler:
         for request_id in request_ids:
             group = self._sequences.groups.get(request_id)
             if group is not None:
-                self._sequences.end(group)
+                (self._searches if group.is_beam_search else self._sequences).end(group)
 
     def abort_sequences(self, sequence_ids: list[str]) -> None:
         """End single sequences; their siblings go on. Unknown ids, and those of beams, are ignored."""
         for sequence_id in sequence_ids:
             request = self._sequences.by_id.get(sequence_id)
-            if request is not None and request.group.beam is None:
+            if request is not None and not request.group.is_beam_search:
                 if request.group.has_pending_forks:
                     self._queue_forks(request.group, 1)
                 self._sequences.retire(request)
@@ -193,6 +191,7 @@ class Scheduler:
         """Assert that queues, groups and blocks agree; for tests, and for an idle engine."""
         assert len(self._sequences.running) <= self._config.max_num_seqs
         self._sequences.check_invariants()
+        self._searches.check_invariants()
 
     def _add_resumed(self, group: RequestGroup) -> None:
         """Queue what is left of a replayed request.
@@ -222,12 +221,12 @@ class Scheduler:
         while index < len(running) and budget > 0:
             request = running[index]
             left = request.num_tokens - request.num_computed_tokens
-            if request.group.beam is not None:
+            if request.group.is_beam_search:
                 if not left:
                     # It waits for the candidates of its siblings.
                     index += 1
                     continue
-                if not self._make_room(request.group.beam):
+                if not self._make_room(request.group):
                     break
             num_tokens = min(left, budget, threshold)
             if num_blocks_needed(request, num_tokens) and not self._grow(request, num_tokens, output):
@@ -260,23 +259,24 @@ class Scheduler:
             output.block_table_updates += self._kv.table_updates(request, start)
         return True
 
-    def _make_room(self, beam: BeamGroup) -> bool:
+    def _make_room(self, group: RequestGroup) -> bool:
         """Get blocks for all beams that have a token to compute, before any is scheduled; False if these went."""
-        missing = [one for one in beam.beams if one.num_computed_tokens < one.num_tokens]
+        beams = self._searches.beams(group)
+        missing = [one for one in beams if one.num_computed_tokens < one.num_tokens]
         most = sum(one.num_tokens - one.num_computed_tokens for one in missing)
-        if len(beam.beams) == 1 or most * self._kv.blocks_per_entry <= self._kv.pool.num_free:
+        if len(beams) == 1 or most * self._kv.blocks_per_entry <= self._kv.pool.num_free:
             return True
         while self._kv.num_blocks_needed_together(missing) > self._kv.pool.num_free:
             victim = self._sequences.running[-1]
             self._preempt(victim)
-            if victim.group.beam is beam:
+            if victim.group is group:
                 return False
         return True
 
     def _preempt(self, request: Request) -> None:
         """Back to the waiting queue without blocks, to be recomputed from its tokens."""
         self._stats.num_preemptions += 1
-        if request.group.beam is not None:
+        if request.group.is_beam_search:
             self._searches.preempt(request.group)
         else:
             request.num_preemptions += 1
@@ -303,7 +303,7 @@ class Scheduler:
                 num_tokens = min(left, budget, config.long_prefill_token_threshold or left)
             if not num_tokens or not self._kv.can_admit(request, cached, reserved):
                 break
-            if request.group.beam is not None and not self._can_begin(request.group, reserved):
+            if request.group.is_beam_search and not self._can_begin(request.group, reserved):
                 break
             self._admit(request, cached, num_tokens, output)
             reserved += self._kv.num_blocks_missing(request, request.num_computed_tokens + num_tokens)
@@ -313,14 +313,12 @@ class Scheduler:
         return self._config.max_num_seqs - len(self._sequences.running) - self._searches.num_promised_seats()
 
     def _can_begin(self, group: RequestGroup, reserved: int) -> bool:
-        """Whether all beams find a seat, and those that were preempted their blocks."""
-        has_seats = beam_of(group).width <= self._num_free_seats()
-        return has_seats and self._searches.has_room(group, self._kv.pool.num_free - reserved)
+        return self._searches.can_begin(group, self._num_free_seats(), self._kv.pool.num_free - reserved)
 
     def _admit(self, request: Request, cached: list[int], num_tokens: int, output: SchedulerOutput) -> None:
         self._kv.admit(request, cached, num_tokens)
         self._sequences.start_first()
-        if request.group.beam is not None:
+        if request.group.is_beam_search:
             self._searches.started(request.group)
         if request.num_preemptions == 0:
             self._count_first_admission(request)
@@ -379,11 +377,10 @@ class Scheduler:
         if request.grammar is not None and (error := request.grammar.error) is not None:
             self._finish_failed(request, f"The grammar cannot be followed: {error}", outputs)
             return
-        if request.group.beam is not None:
-            if request.group.beam.report(request, step_output.candidates[sequence_id]):
-                news = self._searches.advance(request.group)
-                self._stats.num_generation_tokens += sum(len(output.new_token_ids) for output in news)
-                outputs += news
+        if request.group.is_beam_search:
+            news = self._searches.report(request, step_output.candidates[sequence_id])
+            self._stats.num_generation_tokens += sum(len(output.new_token_ids) for output in news)
+            outputs += news
             return
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
@@ -436,9 +433,8 @@ class Scheduler:
     def _finish_failed(self, request: Request, error: str, outputs: list[EngineOutput]) -> None:
         """The end of a sequence that cannot go on; one beam takes the others with it."""
         group = request.group
-        if group.beam is not None:
-            outputs += group.beam.errors(error)
-            self._sequences.end(group)
+        if group.is_beam_search:
+            outputs += self._searches.fail(group, error)
             return
         self._sequences.retire(request)
         outputs.append(
