@@ -55,7 +55,7 @@ def engine_config(**changes: Any) -> EngineConfig:
 
 
 class CharacterBytes:
-    """Token -> bytes, as `interleaf.frontend.detokenizer.TokenBytes` gives them."""
+    """Token -> bytes, as `interleaf.frontend.token_bytes.TokenBytes` gives them."""
 
     strips_first_space = False
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from interleaf.errors import CheckpointNotFoundError, CorruptCheckpointError, RequestError, UnsupportedModelError
 from interleaf.frontend.chat_template import render_chat
-from interleaf.frontend.detokenizer import TokenBytes
+from interleaf.frontend.token_bytes import TokenBytes
 from interleaf.loader import gguf_tokenizer, hub
 from interleaf.loader.checkpoint import Checkpoint, TokenizerSource, locate, read_json
 from interleaf.loader.gguf import read_gguf
@@ -110,7 +110,7 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> TokenBytes | None:
         """The bytes of each token, where tokens have bytes of their own."""
-        return TokenBytes.of(self)
+        return TokenBytes.of(self.backend)
 
     @overload
     def convert_ids_to_tokens(self, ids: int) -> str | None: ...

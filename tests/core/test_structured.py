@@ -34,10 +34,9 @@ def choices(compiler: GrammarCompiler) -> Grammar:
 @pytest.fixture(scope="module")
 def token_bytes() -> list[bytes]:
     """What each token spells; nothing for special ones. A token alone may be half a character."""
-    from interleaf.frontend.detokenizer import TokenBytes
-    from interleaf.frontend.tokenizer import Tokenizer
+    from interleaf.frontend.token_bytes import TokenBytes
 
-    spelled = TokenBytes.of(Tokenizer(byte_level_bpe(), {}, {}))
+    spelled = TokenBytes.of(byte_level_bpe())
     assert spelled is not None
     return [b"" if token < 3 else spelled[token] for token in range(VOCAB_SIZE)]
 
