@@ -16,6 +16,7 @@ from interleaf.observe import get_logger
 from interleaf.server.batch import ENDPOINTS, NumberedLine, Result, ResultFile, read_lines, run_batch, summary
 from interleaf.server.clock import now
 from interleaf.server.errors import ApiError, bad_request, validated
+from interleaf.server.file_store import FileStore
 from interleaf.server.peers import OWNER
 from interleaf.server.protocol.batches import (
     BatchList,
@@ -28,7 +29,7 @@ from interleaf.server.protocol.batches import (
     RequestCounts,
 )
 from interleaf.server.routing import JsonRoute, responses
-from interleaf.server.state import ServerState, state_of
+from interleaf.server.state import RunningBatch, ServerState, state_of
 from interleaf.server.streaming import json_response
 
 logger = get_logger(__name__)
@@ -214,9 +215,7 @@ async def _cancel(state: ServerState, batch_id: str) -> BatchObject:
 def start(state: ServerState, batch: BatchObject) -> None:
     """Run a batch in the background."""
     state.files.put_batch(batch)
-    running = RunningBatch(state, batch)
-    state.batches[batch.id] = running
-    running.task = state.spawn(running.run())
+    state.batches[batch.id] = RunningBatch(batch, state.spawn(_run(state, batch)))
 
 
 def resume_all(state: ServerState) -> None:
@@ -226,81 +225,71 @@ def resume_all(state: ServerState) -> None:
             start(state, batch)
 
 
-class RunningBatch:
-    """A batch that has not ended, and the task that runs it."""
+async def _run(state: ServerState, batch: BatchObject) -> None:
+    """Wait for the batches before it, then run it to an end; a server that is closed leaves it as it is."""
+    try:
+        async with state.batch_turn:
+            async with asyncio.timeout(max(0, batch.expires_at - now())):
+                await _answer_lines(state, batch)
+        _end(state.files, batch, "completed")
+    except asyncio.CancelledError:
+        if batch.status != "cancelling":
+            raise
+        _end(state.files, batch, "cancelled")
+    except TimeoutError:
+        _end(state.files, batch, "expired")
+    except Exception as error:
+        logger.error("Batch %s failed", batch.id, exc_info=error)
+        failure = {"code": "internal_error", "message": "The batch cannot be run.", "line": None, "param": None}
+        batch.errors = {"object": "list", "data": [failure]}
+        _end(state.files, batch, "failed")
+    finally:
+        del state.batches[batch.id]
 
-    task: asyncio.Task[None]
 
-    def __init__(self, state: ServerState, batch: BatchObject) -> None:
-        self.batch = batch
-        self._state = state
-        self._store = state.files
+async def _answer_lines(state: ServerState, batch: BatchObject) -> None:
+    store = state.files
+    path = store.content_path(batch.input_file_id)
+    batch.output_file_id = batch.output_file_id or store.new_path()[0]
+    batch.error_file_id = batch.error_file_id or store.new_path()[0]
+    with path.open("rb") as lines:
+        total = sum(1 for _ in read_lines(lines, batch.endpoint))
+    batch.status, batch.in_progress_at = "in_progress", batch.in_progress_at or now()
+    store.put_batch(batch)
+    good = ResultFile(store.content_path(batch.output_file_id))
+    bad = ResultFile(store.content_path(batch.error_file_id))
 
-    async def run(self) -> None:
-        """Wait for the batches before it, then run it to an end; a server that is closed leaves it as it is."""
-        batch = self.batch
-        try:
-            async with self._state.batch_turn:
-                async with asyncio.timeout(max(0, batch.expires_at - now())):
-                    await self._run()
-            self._end("completed")
-        except asyncio.CancelledError:
-            if batch.status != "cancelling":
-                raise
-            self._end("cancelled")
-        except TimeoutError:
-            self._end("expired")
-        except Exception as error:
-            logger.error("Batch %s failed", batch.id, exc_info=error)
-            failure = {"code": "internal_error", "message": "The batch cannot be run.", "line": None, "param": None}
-            batch.errors = {"object": "list", "data": [failure]}
-            self._end("failed")
-        finally:
-            del self._state.batches[batch.id]
-
-    async def _run(self) -> None:
-        batch, store = self.batch, self._store
-        path = store.content_path(batch.input_file_id)
-        batch.output_file_id = batch.output_file_id or store.new_path()[0]
-        batch.error_file_id = batch.error_file_id or store.new_path()[0]
-        with path.open("rb") as lines:
-            total = sum(1 for _ in read_lines(lines, batch.endpoint))
-        batch.status, batch.in_progress_at = "in_progress", batch.in_progress_at or now()
-        store.put_batch(batch)
-        good = ResultFile(store.content_path(batch.output_file_id))
-        bad = ResultFile(store.content_path(batch.error_file_id))
-
-        def add(result: Result) -> None:
-            (good if result.ok else bad).add(result)
-            batch.request_counts = RequestCounts(total, good.num_ok, bad.num_failed)
-
+    def add(result: Result) -> None:
+        (good if result.ok else bad).add(result)
         batch.request_counts = RequestCounts(total, good.num_ok, bad.num_failed)
-        try:
-            with path.open("rb") as raw:
-                lines_left: Iterator[NumberedLine] = read_lines(raw, batch.endpoint)
-                await run_batch(self._state, lines_left, good.done | bad.done, add)
-            batch.status, batch.finalizing_at = "finalizing", now()
-        finally:
-            good.close()
-            bad.close()
 
-    def _end(self, status: str) -> None:
-        """Make the results known as files; one without lines is none."""
-        batch, store = self.batch, self._store
-        if batch.output_file_id is not None and store.content_path(batch.output_file_id).exists():
-            with store.content_path(batch.output_file_id).open("rb") as lines:
-                batch.model, batch.usage = summary(lines)
-        lifetime = batch.output_expires_after
-        for name in ("output_file_id", "error_file_id"):
-            file_id = getattr(batch, name)
-            path = None if file_id is None else store.content_path(file_id)
-            if path is not None and path.exists() and path.stat().st_size:
-                store.add_file(file_id, f"{batch.id}_{name.removesuffix('_file_id')}.jsonl", "batch_output", lifetime)
-            else:
-                setattr(batch, name, None)
-        batch.status = status
-        setattr(batch, f"{status}_at", now())
-        store.put_batch(batch)
+    batch.request_counts = RequestCounts(total, good.num_ok, bad.num_failed)
+    try:
+        with path.open("rb") as raw:
+            lines_left: Iterator[NumberedLine] = read_lines(raw, batch.endpoint)
+            await run_batch(state, lines_left, good.done | bad.done, add)
+        batch.status, batch.finalizing_at = "finalizing", now()
+    finally:
+        good.close()
+        bad.close()
+
+
+def _end(store: FileStore, batch: BatchObject, status: str) -> None:
+    """Make the results known as files; one without lines is none."""
+    if batch.output_file_id is not None and store.content_path(batch.output_file_id).exists():
+        with store.content_path(batch.output_file_id).open("rb") as lines:
+            batch.model, batch.usage = summary(lines)
+    lifetime = batch.output_expires_after
+    for name in ("output_file_id", "error_file_id"):
+        file_id = getattr(batch, name)
+        path = None if file_id is None else store.content_path(file_id)
+        if path is not None and path.exists() and path.stat().st_size:
+            store.add_file(file_id, f"{batch.id}_{name.removesuffix('_file_id')}.jsonl", "batch_output", lifetime)
+        else:
+            setattr(batch, name, None)
+    batch.status = status
+    setattr(batch, f"{status}_at", now())
+    store.put_batch(batch)
 
 
 def _current(state: ServerState, batch_id: str) -> BatchObject:

@@ -7,7 +7,8 @@ import hashlib
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 
@@ -20,10 +21,16 @@ from interleaf.server.errors import ApiError
 from interleaf.server.file_store import FileStore
 from interleaf.server.options import ServerOptions
 from interleaf.server.peers import Peers
+from interleaf.server.protocol.batches import BatchObject
 from interleaf.server.response_store import StoredChat, StoredResponse, open_store
 
-if TYPE_CHECKING:
-    from interleaf.server.files_batches import RunningBatch
+
+@dataclass(frozen=True, slots=True)
+class RunningBatch:
+    """A batch that has not ended, and the task that runs it."""
+
+    batch: BatchObject
+    task: asyncio.Task[None]
 
 
 class ServerState:
