@@ -192,29 +192,12 @@ def resolve(
     draft_model = None if draft_hf_config is None else _draft_model(draft_hf_config, model)
     max_model_len = _max_model_len(args, model)
     cache_dtype = resolve_cache_dtype(args.kv_cache_dtype, dtype)
-    layout = _cache_layout(args, model, draft_model, max_model_len)
-    page_bytes = block_bytes(model, draft_model, cache_dtype, layout, args.block_size)
-    most_pages = args.max_num_seqs * layout.peak_pages(max_model_len, args.block_size)
-    num_blocks = _num_blocks(args, page_bytes, most_pages, free_memory_bytes - weight_bytes)
-    cache = CacheConfig(args.block_size, num_blocks, args.enable_prefix_caching, layout, cache_dtype)
-    max_model_len = _fit_context(args, max_model_len, cache.num_slots)
-    if not args.enable_chunked_prefill and args.max_num_batched_tokens < max_model_len:
-        raise ConfigError(
-            f"max_num_batched_tokens ({args.max_num_batched_tokens}) must be at least max_model_len "
-            f"({max_model_len}) when chunked prefill is off: raise it or set --enable-chunked-prefill."
-        )
+    cache = _cache_config(args, model, draft_model, max_model_len, cache_dtype, free_memory_bytes - weight_bytes)
     return EngineConfig(
         model_name=model_name,
         model=model,
         cache=cache,
-        scheduler=SchedulerConfig(
-            max_num_seqs=args.max_num_seqs,
-            max_num_batched_tokens=args.max_num_batched_tokens,
-            max_model_len=max_model_len,
-            enable_chunked_prefill=args.enable_chunked_prefill,
-            long_prefill_token_threshold=args.long_prefill_token_threshold,
-            policy="priority" if args.scheduling_policy == "priority" else "fcfs",
-        ),
+        scheduler=_scheduler_config(args, _fit_context(args, max_model_len, cache.num_slots)),
         dtype=dtype,
         quantization=args.quantization,
         threads=args.threads or usable_cores(),
@@ -335,6 +318,37 @@ def _max_model_len(args: EngineArgs, model: ModelConfig) -> int:
             f"lower --max-model-len."
         )
     return args.max_model_len
+
+
+def _cache_config(
+    args: EngineArgs,
+    model: ModelConfig,
+    draft_model: ModelConfig | None,
+    max_model_len: int,
+    cache_dtype: str,
+    free_bytes: int,
+) -> CacheConfig:
+    layout = _cache_layout(args, model, draft_model, max_model_len)
+    page_bytes = block_bytes(model, draft_model, cache_dtype, layout, args.block_size)
+    most_pages = args.max_num_seqs * layout.peak_pages(max_model_len, args.block_size)
+    num_blocks = _num_blocks(args, page_bytes, most_pages, free_bytes)
+    return CacheConfig(args.block_size, num_blocks, args.enable_prefix_caching, layout, cache_dtype)
+
+
+def _scheduler_config(args: EngineArgs, max_model_len: int) -> SchedulerConfig:
+    if not args.enable_chunked_prefill and args.max_num_batched_tokens < max_model_len:
+        raise ConfigError(
+            f"max_num_batched_tokens ({args.max_num_batched_tokens}) must be at least max_model_len "
+            f"({max_model_len}) when chunked prefill is off: raise it or set --enable-chunked-prefill."
+        )
+    return SchedulerConfig(
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        long_prefill_token_threshold=args.long_prefill_token_threshold,
+        policy="priority" if args.scheduling_policy == "priority" else "fcfs",
+    )
 
 
 def _cache_layout(

@@ -152,11 +152,7 @@ def translate_config(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         UnsupportedModelError: the architecture, or a feature of it, is not implemented.
         CorruptCheckpointError: a fact is missing or of the wrong kind.
     """
-    kind = metadata.get("general.architecture")
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"The GGUF architecture {shortened(kind)} is not supported: those supported are {', '.join(ARCHITECTURES)}."
-        )
+    kind = _architecture(metadata)
     facts = _Facts(metadata, kind)
     if facts.integer("expert_count", 0, low=0):
         raise UnsupportedModelError("GGUF files of mixture-of-experts models are not supported.")
@@ -198,6 +194,15 @@ def translate_config(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     if scaling:
         config["rope_scaling"] = scaling
     return config
+
+
+def _architecture(metadata: Mapping[str, Any]) -> str:
+    kind = metadata.get("general.architecture")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"The GGUF architecture {shortened(kind)} is not supported: those supported are {', '.join(ARCHITECTURES)}."
+        )
+    return kind
 
 
 def _gemma_config(facts: _Facts, config: Mapping[str, Any]) -> dict[str, Any]:
