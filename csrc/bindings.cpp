@@ -358,7 +358,9 @@ NB_MODULE(_native, module) {
   nb::class_<interleaf::Memory>(module, "Memory", "Zeroed memory, aligned to a page, freed with the object.")
       .def(nb::init<size_t>(), "bytes"_a)
       .def_prop_ro("address", [](const interleaf::Memory& memory) { return reinterpret_cast<Address>(memory.data()); })
-      .def_prop_ro("bytes", &interleaf::Memory::bytes);
+      .def_prop_ro("bytes", &interleaf::Memory::bytes)
+      .def("touch_ahead", &interleaf::Memory::touch_ahead, "used"_a, "ahead"_a,
+           "Have `ahead` bytes beyond those in use touched in the background, when a core has nothing else to do.");
   nb::enum_<Format>(module, "Format")
       .value("INT8", Format::kInt8)
       .value("GROUP4", Format::kGroup4)

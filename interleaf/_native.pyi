@@ -36,6 +36,11 @@ class Memory:
     @property
     def bytes(self) -> int: ...
 
+    def touch_ahead(self, used: int, ahead: int) -> None:
+        """
+        Have `ahead` bytes beyond those in use touched in the background, when a core has nothing else to do.
+        """
+
 class Format(enum.Enum):
     INT8 = 0
 

@@ -239,6 +239,9 @@ class Ops(Protocol):
     def copy_blocks(self, caches: Sequence[LayerCache], pairs: Sequence[tuple[int, int]]) -> None:
         """Copy block `source` to block `destination` in every layer, in order."""
 
+    def touch_ahead(self, caches: Sequence[LayerCache], num_blocks: int) -> None:
+        """Blocks below `num_blocks` are in use: have the memory of those that may come next at hand."""
+
     def embedding(self, inputs: ModelInput, table: LinearWeight, scale: float = 1.0) -> Array:
         """Rows of `table` by token id, times `scale` as the arithmetic's dtype has it: float32 [T, k]."""
 

@@ -37,6 +37,9 @@ from interleaf.ops.immediate import ImmediateProgram
 LEVEL_VARIABLE = "INTERLEAF_ISA"
 """Environment variable that forces an instruction level, for tests; see `interleaf._native.usable_levels()`."""
 
+TOUCHED_AHEAD = 1 << 30
+"""Bytes of the KV cache beyond what is in use that the system is asked for while a core is idle; half of it at most."""
+
 _PAGE = 4096
 
 
@@ -229,6 +232,10 @@ class CpuOps:
                     cache.address + source * cache.block_stride,
                     cache.block_bytes,
                 )
+
+    def touch_ahead(self, caches: Sequence[CpuCache], num_blocks: int) -> None:
+        memory = caches[0].memory
+        memory.touch_ahead(num_blocks * caches[0].block_stride, min(TOUCHED_AHEAD, memory.bytes // 2))
 
     # The forward pass
 

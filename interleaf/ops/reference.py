@@ -138,6 +138,9 @@ class ReferenceOps:
                 cache.keys[destination] = cache.keys[source]
                 cache.values[destination] = cache.values[source]
 
+    def touch_ahead(self, caches: Sequence[ReferenceCache], num_blocks: int) -> None:
+        """Nothing: the caches are written when they are made."""
+
     # The forward pass
 
     def embedding(self, inputs: ModelInput, table: ReferenceLinear, scale: float = 1.0) -> torch.Tensor:

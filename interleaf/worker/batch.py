@@ -6,6 +6,8 @@ Only the differences that the scheduler sends are applied.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from interleaf.messages import BlockTableUpdate, NewRequest
@@ -29,6 +31,7 @@ class Batch:
         num_logprobs, num_prompt_logprobs: int32 [rows]; see `NO_LOGPROBS`.
         num_prompt_logprobs_done: int32 [rows]: prompt positions whose logprobs the core already has.
         samples: bool [rows]: False for sequences whose hidden states are pooled, and for beams.
+        num_blocks_seen: blocks below this number have been in use.
         num_candidates: int32 [rows]: next tokens that are wanted of a beam; 0 for what is none.
         wanting_logprobs, wanting_prompt_logprobs, beams: the rows of which there is something to do.
     """
@@ -53,6 +56,7 @@ class Batch:
         self.wanting_logprobs: set[int] = set()
         self.wanting_prompt_logprobs: set[int] = set()
         self.beams: set[int] = set()
+        self.num_blocks_seen = 0
         self.row_of: dict[str, int] = {}
         self.sampling_input = SamplingInput(
             temperatures=np.zeros(LOGITS_ROWS, np.float32),
@@ -78,6 +82,7 @@ class Batch:
         self.num_computed_tokens[row] = request.num_computed_tokens
         for table, block_ids in zip(self.tables, [request.block_ids, *request.more_block_ids], strict=True):
             table[row, : len(block_ids)] = block_ids
+            self._see(block_ids)
         self.temperatures[row] = 0.0 if params.greedy else params.temperature
         self.top_k[row] = params.top_k
         self.top_p[row] = params.top_p
@@ -110,6 +115,10 @@ class Batch:
     def update_block_table(self, update: BlockTableUpdate) -> None:
         row = self.row_of[update.sequence_id]
         self.tables[update.group, row, update.start : update.start + len(update.block_ids)] = update.block_ids
+        self._see(update.block_ids)
+
+    def _see(self, block_ids: Sequence[int]) -> None:
+        self.num_blocks_seen = max(self.num_blocks_seen, 1 + max(block_ids, default=-1))
 
     def sampling(self, rows: np.ndarray, positions: np.ndarray) -> SamplingInput:
         """How to pick the tokens at `positions` (int32 [L], at most `LOGITS_ROWS`) of `rows`.

@@ -45,6 +45,7 @@ class Runner:
         self._ops = ops
         places = {place: cache for (_, place), cache in zip(config.cache.layout.places, caches, strict=True)}
         self._stores = list(places.values())
+        ops.touch_ahead(self._stores, 0)
         self._block_size = config.cache.block_size
         self._batch = Batch(
             scheduler.max_num_seqs, scheduler.max_model_len, self._block_size, len(config.cache.layout.windows)
@@ -107,6 +108,7 @@ class Runner:
 
     def _apply(self, scheduled: SchedulerOutput) -> list[NewRequest]:
         """Bring the batch up to date, in the order that `SchedulerOutput` promises; returns the forks."""
+        num_blocks_seen = self._batch.num_blocks_seen
         for sequence_id in scheduled.removed_sequence_ids:
             row = self._batch.remove(sequence_id)
             if row is not None:
@@ -126,6 +128,8 @@ class Runner:
             self._batch.update_block_table(update)
         if scheduled.block_copies:
             self._ops.copy_blocks(self._stores, scheduled.block_copies)
+        if self._batch.num_blocks_seen > num_blocks_seen:
+            self._ops.touch_ahead(self._stores, self._batch.num_blocks_seen)
         return [request for request in scheduled.new_requests if request.fork_of is not None]
 
     def _take_picked(self, tokens: dict[str, int]) -> None:
