@@ -16,3 +16,11 @@ def builtin_gguf() -> Path:
     from interleaf.loader import builtin
 
     return builtin.path_of(BUILTIN_MODEL)
+
+
+@pytest.fixture
+def drafts_at_any_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tiny model a step with drafts may take twice the time of one without, and would not be worth it."""
+    from interleaf.worker.spec_decode import pace
+
+    monkeypatch.setattr(pace, "LEAST_GAIN", 0.0)

@@ -27,6 +27,9 @@ from tests.server.running import MODEL, Running, ask_json, metrics, running, str
 from tests.test_same_bits import block_bytes, essence, run
 
 CACHE_BYTES = 1 << 24
+
+pytestmark = pytest.mark.usefixtures("drafts_at_any_cost")
+
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 6}, "sizes": {"type": "array", "items": {"enum": [1, 22]}}},

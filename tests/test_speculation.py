@@ -16,12 +16,13 @@ from interleaf import LLM, SamplingParams
 from interleaf.errors import ConfigError
 from interleaf.frontend.async_engine import AsyncEngine
 from interleaf.params import RequestOutputKind
-from interleaf.worker.spec_decode import pace
 from tests.loader import tiny
 from tests.test_same_bits import run
 from tests.worker.test_drafts import SETTINGS, Follower
 
 CACHE_BYTES = 1 << 24
+
+pytestmark = pytest.mark.usefixtures("drafts_at_any_cost")
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +168,7 @@ def test_streams_go_on_with_the_same_tokens_on_another_engine(model: Path, expec
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def test_a_request_may_do_without(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of so small a model a step with a draft may take twice the time of one without, and would not be worth it.
-    monkeypatch.setattr(pace, "LEAST_GAIN", 0.0)
+def test_a_request_may_do_without(model: Path) -> None:
     params = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
     with LLM(model, kv_cache_memory_bytes=CACHE_BYTES, speculative_config={"method": "ngram"}) as llm:
         without = llm.generate([5, 6, 7] * 5, SamplingParams(speculative=False, **params), use_tqdm=False)
