@@ -73,6 +73,20 @@ class KVManager:
         self._extend_hashes(request, num_blocks)
         return self._attention.cached_prefix(request.block_hashes[:num_blocks])
 
+    def hashes_filled(self, request: Request, num_tokens: int) -> list[bytes]:
+        """What names the blocks that `num_tokens` more tokens of a sequence fill."""
+        if not self.enable_prefix_caching:
+            return []
+        first = request.num_computed_tokens // self.block_size
+        stop = (request.num_computed_tokens + num_tokens) // self.block_size
+        self._extend_hashes(request, stop)
+        return request.block_hashes[first:stop]
+
+    def first_miss(self, request: Request, cached: list[int]) -> bytes | None:
+        """What names the first block that a waiting sequence would have to compute though it could be cached."""
+        could_be = self.enable_prefix_caching and len(cached) < request.max_cached_tokens // self.block_size
+        return request.block_hashes[len(cached)] if could_be else None
+
     def can_admit(self, request: Request, cached: list[int], reserved: int) -> bool:
         """Whether all tokens of a waiting sequence fit, with `reserved` blocks promised to others.
 

@@ -286,10 +286,12 @@ class Scheduler:
         """Admit waiting sequences in order, up to the first that can't be.
 
         A sequence starts only when all its tokens fit beside the `reserved` blocks of prompts in
-        progress; else it would soon be preempted, or preempt others.
+        progress; else it would soon be preempted, or preempt others. Nor does one start that would compute
+        what this step computes for another: it waits until that is cached.
         """
         config = self._config
         block_size = self._kv.block_size
+        coming = self._hashes_filled(output) if self._sequences.waiting else set()
         while self._sequences.waiting and self._num_free_seats():
             budget = config.max_num_batched_tokens - output.total_num_scheduled_tokens
             if not budget:
@@ -305,8 +307,21 @@ class Scheduler:
                 break
             if request.group.is_beam_search and not self._can_begin(request.group, reserved):
                 break
+            if self._kv.first_miss(request, cached) in coming:
+                break
             self._admit(request, cached, num_tokens, output)
+            coming.update(self._kv.hashes_filled(request, num_tokens))
             reserved += self._kv.num_blocks_missing(request, request.num_computed_tokens + num_tokens)
+
+    def _hashes_filled(self, output: SchedulerOutput) -> set[bytes]:
+        """What names the blocks that prompts fill in this step."""
+        scheduled, block_size = output.num_scheduled_tokens, self._kv.block_size
+        return {
+            content_hash
+            for sequence_id, num_tokens in scheduled.items()
+            if num_tokens >= block_size
+            for content_hash in self._kv.hashes_filled(self._sequences.by_id[sequence_id], num_tokens)
+        }
 
     def _num_free_seats(self) -> int:
         """Sequences that may still start; beams that may yet come have theirs."""

@@ -301,14 +301,29 @@ def test_prompt_logprobs_that_are_there_already_are_ignored():
     assert news.prompt_logprobs == entries[1:]
 
 
+@pytest.mark.parametrize("caching", [True, False])
+def test_who_shares_a_prefix_waits_until_it_is_computed(caching):
+    rig = Rig(caching=caching, max_num_batched_tokens=12)
+    prefix = list(range(20))
+    sources = [rig.add(str(i), [*prefix, 30 + i, 31 + i], max_tokens=3) for i in range(3)]
+    sources.append(rig.add("other", [40, 41], max_tokens=3))
+    started = [len(rig.step().new_requests) for _ in range(4)]
+    # The first computes 12 tokens, then 10; who shares nothing keeps its place behind those who wait for them.
+    assert started == ([1, 0, 3, 0] if caching else [1, 1, 0, 1])
+    assert rig.run() == {(source.request_id, 0): expected(source) for source in sources}
+    cached = {output.request_id: output.num_cached_tokens for output in rig.outputs}
+    assert cached == {"0": 0, "1": 20 * caching, "2": 20 * caching, "other": 0}
+
+
 def test_replay_goes_on_behind_delivered_tokens():
     rig = Rig()
     source = rig.add("r", 6, n=3, max_tokens=8)
     whole = [expected(source, index) for index in range(3)]
     again = Rig()
     again.add("r", 6, n=3, max_tokens=8, resumed=[whole[0][:3], [], whole[2]])
-    output = again.step()
-    assert [(new.sequence_id, new.fork_of) for new in output.new_requests] == [("r", None), ("r.1", None)]
+    # The second waits a step for the prompt's full block, which the first computes.
+    new_requests = [*again.step().new_requests, *again.step().new_requests]
+    assert [(new.sequence_id, new.fork_of) for new in new_requests] == [("r", None), ("r.1", None)]
     assert again.run() == {("r", 0): whole[0][3:], ("r", 1): whole[1]}
 
 

@@ -139,7 +139,7 @@ def test_every_endpoint_is_described(docs: Page, url: str) -> None:
 
 
 def test_schemas_unfold(docs: Page) -> None:
-    docs.locator(".endpoint > summary", has_text="/v1/chat/completions").click()
+    docs.locator(".endpoint > summary", has_text="Create Chat Completion").click()
     endpoint = docs.locator(".endpoint[open]")
     endpoint.locator("summary", has_text="ChatMessage").click()
     role = endpoint.locator(".fields .fields").first.locator("li").first.inner_text()

@@ -156,9 +156,13 @@ def test_a_killed_engine_is_a_pause_in_a_hundred_streams(server: Running, expect
         tasks, events = await disturbed(server, 100, signal.SIGKILL)
         unfinished = [one for one in events if one[-1] != "[DONE]"]
         assert len(unfinished) > 50, "they were in the middle"
+        # What was sent before the kill may still be on its way: only what comes from another engine counts.
+        pause = await until(lambda: server.children("interleaf.engine.process") not in ([], [pid]))
         seen = [len(one) for one in unfinished]
-        pause = await until(lambda: all(len(one) > n for one, n in zip(unfinished, seen, strict=True)))
-        assert pause < 5 and server.engine_pid != pid
+        pause += await until(
+            lambda: all(len(one) > n or one[-1] == "[DONE]" for one, n in zip(unfinished, seen, strict=True))
+        )
+        assert pause < 5
         assert [essence(await task) for task in tasks] == expected
         assert (await idle(server.port))["interleaf:engine_restarts_total"] == 1
 
