@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gc
 
-THRESHOLDS = (20_000, 20, 50)
-"""Containers that came and did not go, before the youngest of them are looked through; how often before older ones."""
+THRESHOLDS = (5_000, 5, 2)
+"""Containers that came and did not go, before the youngest of them are looked through; how often before older ones.
+
+The oldest are few, as what was there at the start is set aside; looked through rarely, they would hold the memory of
+requests that ended long ago.
+"""
 
 
 def settle() -> None:
@@ -16,4 +20,6 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    # The collector spares the oldest generation until it has grown by a quarter of what it counted last.
+    gc.collect()
     gc.set_threshold(*THRESHOLDS)

@@ -90,21 +90,32 @@ async def idle(port: int) -> dict[str, float]:
     return figures
 
 
+async def memory_at_rest(pids: list[int]) -> list[int]:
+    """The processes' own memory, once none asks for more; the engine has it touched ahead while it is idle."""
+    now: list[int] = []
+    for _ in range(40):
+        before, now = now, [resident_bytes(pid) for pid in pids]
+        if before and max(abs(a - b) for a, b in zip(before, now, strict=True)) < MEMORY_SLACK // 16:
+            break
+        await asyncio.sleep(0.25)
+    return now
+
+
 def test_load_leaves_nothing_behind(server: Running) -> None:
     async def main() -> None:
         rng = random.Random(5)
         await load(server.port, 150, rng)
         before = await idle(server.port)
         pids = [server.process.pid, server.engine_pid]
-        memory = [resident_bytes(pid) for pid in pids]
+        memory = await memory_at_rest(pids)
         num_gone, num_tokens = await load(server.port, NUM_REQUESTS, rng)
         after = await idle(server.port)
         assert num_gone == NUM_REQUESTS // 5
         assert after["vllm:kv_cache_usage_perc"] == 0
         assert after["vllm:request_success_total"] - before["vllm:request_success_total"] == NUM_REQUESTS
         assert after["vllm:generation_tokens_total"] - before["vllm:generation_tokens_total"] >= num_tokens
-        for size, pid in zip(memory, pids, strict=True):
-            assert resident_bytes(pid) < size * 1.05 + MEMORY_SLACK
+        for size, now in zip(memory, await memory_at_rest(pids), strict=True):
+            assert now < size * 1.05 + MEMORY_SLACK
 
     run(main())
 
