@@ -157,7 +157,7 @@ def _print_comparison(rounds: dict[str, list[Round]]) -> None:
 
 def _load(args: argparse.Namespace, server: Running, work: list[Asked]) -> list[str]:
     """Returns what went wrong."""
-    # The first time makes room that is kept, and spells each token once; the second must not ask for more.
+    # The first time makes room that is kept; the second must not ask for more.
     faults = measure(server.port, work, args.streams, streamed=True).faults
     asyncio.run(_idle(server))
     before = _memory_at_rest(server)
