@@ -13,6 +13,12 @@ namespace interleaf {
 namespace {
 
 #if defined(__x86_64__)
+// VNNI on 256 bits, encoded as AVX2 is.
+bool cpu_has_avx_vnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1u << 4));
+}
+
 bool cpu_has_amx_bf16() {
   unsigned eax, ebx, ecx, edx;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
@@ -34,7 +40,9 @@ const char* level_name(Level level) {
   switch (level) {
     case Level::kPortable: return "portable";
     case Level::kAvx2: return "avx2";
+    case Level::kAvx2Vnni: return "avx2_vnni";
     case Level::kAvx512: return "avx512";
+    case Level::kAvx512Vnni: return "avx512_vnni";
     case Level::kAvx512Bf16: return "avx512_bf16";
     case Level::kAmx: return "amx";
   }
@@ -47,11 +55,14 @@ std::vector<Level> usable_levels() {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return levels;
   levels.push_back(Level::kAvx2);
+  if (cpu_has_avx_vnni()) levels.push_back(Level::kAvx2Vnni);
   for (bool has : {__builtin_cpu_supports("avx512f") != 0, __builtin_cpu_supports("avx512bw") != 0,
                    __builtin_cpu_supports("avx512dq") != 0, __builtin_cpu_supports("avx512vl") != 0})
     if (!has) return levels;
   levels.push_back(Level::kAvx512);
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return levels;
+  if (!__builtin_cpu_supports("avx512vnni")) return levels;
+  levels.push_back(Level::kAvx512Vnni);
+  if (!__builtin_cpu_supports("avx512bf16")) return levels;
   levels.push_back(Level::kAvx512Bf16);
   if (cpu_has_amx_bf16() && kernel_grants_tiles()) levels.push_back(Level::kAmx);
 #endif

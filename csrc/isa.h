@@ -6,8 +6,8 @@
 
 namespace interleaf {
 
-// Ordered: a machine that has a level has every level before it.
-enum class Level { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+// Slowest first. A machine that has a level has those before it, but for kAvx2Vnni, which many CPUs with AVX512 lack.
+enum class Level { kPortable, kAvx2, kAvx2Vnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 
 const char* level_name(Level level);
 

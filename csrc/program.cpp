@@ -14,7 +14,9 @@ const KernelTable& table_of(Level level) {
   switch (level) {
 #if defined(__x86_64__)
     case Level::kAvx2: return avx2::kTable;
+    case Level::kAvx2Vnni: return avx2_vnni::kTable;
     case Level::kAvx512: return avx512::kTable;
+    case Level::kAvx512Vnni: return avx512_vnni::kTable;
     case Level::kAvx512Bf16: return avx512_bf16::kTable;
     case Level::kAmx: return amx::kTable;
 #endif

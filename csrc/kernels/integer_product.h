@@ -9,7 +9,8 @@
 
 namespace interleaf::INTERLEAF_LEVEL {
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define INTERLEAF_VNNI
 constexpr bool kHasByteProduct = true, kHasWordProduct = false;
 #elif defined(__AVX2__)
 constexpr bool kHasByteProduct = false, kHasWordProduct = true;
@@ -26,38 +27,53 @@ INTERLEAF_INLINE int32_t four_bytes(const uint8_t* source) {
   return bits;
 }
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512F__)
+INTERLEAF_INLINE IntVector both(IntVector a, IntVector b) { return _mm512_and_si512(a, b); }
+#elif defined(__AVX2__)
+INTERLEAF_INLINE IntVector both(IntVector a, IntVector b) { return _mm256_and_si256(a, b); }
+#endif
 
-INTERLEAF_INLINE void add_products(I32x16& sum, __m512i unsigned_bytes, __m512i signed_bytes) {
-  // The intrinsic makes gcc 12 copy accumulators around.
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v[0]) : "v"(unsigned_bytes), "v"(signed_bytes));
+#if defined(INTERLEAF_VNNI)
+
+// The intrinsic makes gcc 12 copy accumulators around.
+INTERLEAF_INLINE void add_products(IntVector& sum, IntVector unsigned_bytes, IntVector signed_bytes) {
+#if defined(__AVX512VNNI__)
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+#else
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(unsigned_bytes), "x"(signed_bytes));
+#endif
+}
+INTERLEAF_INLINE IntVector part_of_columns(const uint8_t* weight, int part) {
+  return load_bytes(weight + part * static_cast<int>(sizeof(IntVector)));
 }
 
 // Weights signed, activations unsigned: 16 columns by four values of k against one row's four.
 INTERLEAF_INLINE void add_signed(I32x16& sum, const uint8_t* weight, const uint8_t* x) {
-  add_products(sum, _mm512_set1_epi32(four_bytes(x)), load_bytes(weight));
+#pragma GCC unroll 2
+  for (int i = 0; i < kIntVectors; ++i)
+    add_products(sum.v[i], INTERLEAF_INT(set1_epi32)(four_bytes(x)), part_of_columns(weight, i));
 }
 
 // Weights unsigned, activations signed.
 INTERLEAF_INLINE void add_unsigned(I32x16& sum, const uint8_t* weight, const uint8_t* x) {
-  add_products(sum, load_bytes(weight), _mm512_set1_epi32(four_bytes(x)));
+#pragma GCC unroll 2
+  for (int i = 0; i < kIntVectors; ++i)
+    add_products(sum.v[i], part_of_columns(weight, i), INTERLEAF_INT(set1_epi32)(four_bytes(x)));
 }
 
 // 64 bytes of nibbles against eight values of k: the low ones belong to the first four.
 using NibbleSum = I32x16;
 INTERLEAF_INLINE void add_nibbles(NibbleSum& sum, const uint8_t* weight, const uint8_t* x) {
-  const __m512i packed = load_bytes(weight), mask = _mm512_set1_epi8(0x0f);
-  add_products(sum, _mm512_and_si512(packed, mask), _mm512_set1_epi32(four_bytes(x)));
-  add_products(sum, _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask), _mm512_set1_epi32(four_bytes(x + 4)));
+  const IntVector mask = INTERLEAF_INT(set1_epi8)(0x0f);
+#pragma GCC unroll 2
+  for (int i = 0; i < kIntVectors; ++i) {
+    const IntVector packed = part_of_columns(weight, i);
+    add_products(sum.v[i], both(packed, mask), INTERLEAF_INT(set1_epi32)(four_bytes(x)));
+    add_products(sum.v[i], both(INTERLEAF_INT(srli_epi16)(packed, 4), mask), INTERLEAF_INT(set1_epi32)(four_bytes(x + 4)));
+  }
 }
 
 #elif defined(__AVX2__)
-
-#if defined(__AVX512F__)
-INTERLEAF_INLINE IntVector both(IntVector a, IntVector b) { return _mm512_and_si512(a, b); }
-#else
-INTERLEAF_INLINE IntVector both(IntVector a, IntVector b) { return _mm256_and_si256(a, b); }
-#endif
 
 // Values 0 and 2 of four, then 1 and 3, as words: x as widen_rows() leaves it.
 INTERLEAF_INLINE void add_words(IntVector& sum, IntVector even, IntVector odd, const uint8_t* x) {

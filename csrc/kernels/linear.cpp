@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "epilogue.h"
 #include "product.h"
 #include "tile_gemm.h"
@@ -11,7 +13,7 @@ constexpr int kActivationBytes = 512 << 10;
 
 constexpr int kColumnsAhead = 4096;  // bytes: how far ahead weights are asked for
 
-template <typename A, typename B>
+template <typename B>
 INTERLEAF_INLINE size_t panel_values(int k) {
   return size_t{kPanelColumns} * static_cast<size_t>(sizeof(B) == 2 ? round_up(k, 2) : k);
 }
@@ -26,8 +28,8 @@ constexpr bool kHalves = false;
 constexpr int kRows = kMaxRows;
 #endif
 
-template <int M>
-INTERLEAF_INLINE void half_product(const float* a, ptrdiff_t lda, int k_size, const float* b, F32x16 (&sum)[M]) {
+template <int M, typename Stride>
+INTERLEAF_INLINE void half_product(const float* a, Stride lda, int k_size, const float* b, F32x16 (&sum)[M]) {
   for (int k = 0; k < k_size; ++k, b += kPanelColumns) {
     const F32x16 columns = load(b);
 #pragma GCC unroll 6
@@ -35,8 +37,8 @@ INTERLEAF_INLINE void half_product(const float* a, ptrdiff_t lda, int k_size, co
   }
 }
 
-template <int M>
-INTERLEAF_INLINE void half_product(const float* a, ptrdiff_t lda, int k_size, const bf16* b, F32x16 (&sum)[M]) {
+template <int M, typename Stride>
+INTERLEAF_INLINE void half_product(const float* a, Stride lda, int k_size, const bf16* b, F32x16 (&sum)[M]) {
   for (int k = 0; k < k_size; k += 2, b += 2 * kPanelColumns) {
     const F32x16 even = load_even(b);
 #pragma GCC unroll 6
@@ -49,62 +51,76 @@ INTERLEAF_INLINE void half_product(const float* a, ptrdiff_t lda, int k_size, co
 }
 
 // The same sums as product() gives, half a panel at a time.
-template <int M, typename A, typename B>
-INTERLEAF_INLINE void product_in_halves(const A* a, int k, const B* panel, F32x16 (&sum)[M][2]) {
+template <int M, typename A, typename Stride, typename B>
+INTERLEAF_INLINE void product_in_halves(const A* a, Stride lda, int k, const B* panel, F32x16 (&sum)[M][2]) {
   constexpr int kHalf = static_cast<int>(kLanes * (4 / sizeof(B)));
   for (int half = 0; half < 2; ++half) {
     F32x16 total[M];
 #pragma GCC unroll 6
-    for (int r = 0; r < M; ++r) total[r] = broadcast(0.0f);
-    half_product<M>(a, k, k, panel + half * kHalf, total);
+    for (int r = 0; r < M; ++r) total[r] = sum[r][half];
+    half_product<M>(a, lda, k, panel + half * kHalf, total);
 #pragma GCC unroll 6
     for (int r = 0; r < M; ++r) sum[r][half] = total[r];
   }
 }
 
-// Rows [first, first + rows) of one panel.
-template <typename A, typename B, typename Y>
-void panel_rows(const LinearArgs& args, const A* a, int first, int rows, int panel) {
-  const B* weight = static_cast<const B*>(args.weight) + panel_values<A, B>(args.k) * static_cast<size_t>(panel);
-  constexpr int kStride = sizeof(B) == 2 ? 2 * kPanelColumns : kPanelColumns;
-  const auto columns = [weight](int j) __attribute__((always_inline)) {
-    const B* row = weight + static_cast<ptrdiff_t>(j) * kStride;
-    return Columns<B>{row, row + kStride / 2};
-  };
-  // One row waits for nothing but memory, and the hardware runs ahead of it. With several, the products that wait for
-  // their operands keep later loads from starting.
-  const auto columns_and_later = [columns](int j) __attribute__((always_inline)) {
-    const Columns<B> here = columns(j);
-    __builtin_prefetch(reinterpret_cast<const char*>(here.low) + kColumnsAhead, 0, 2);
-    __builtin_prefetch(reinterpret_cast<const char*>(here.high) + kColumnsAhead, 0, 2);
-    return here;
-  };
-  for_row_blocks<kRows>(rows, [&]<int M>(int begin) __attribute__((always_inline)) {
-    F32x16 sum[M][2];
-    clear<M>(sum);
-    const A* x = a + static_cast<ptrdiff_t>(begin) * args.k;
-    if constexpr (kHalves && M > 2) {
-      product_in_halves<M>(x, args.k, weight, sum);
-    } else if constexpr (M == 1) {
-      product<M>(x, args.k, args.k, columns, static_cast<const B*>(nullptr), sum);
-    } else {
-      product<M>(x, args.k, args.k, columns_and_later, static_cast<const B*>(nullptr), sum);
+// Rows as the level multiplies them, in slices of k: row r of slice s lies at (s * rows + r) * stride.
+template <typename A, typename Stride>
+struct OperandRows {
+  const A* data;
+  int rows;
+  Stride stride;
+  int slice_depth;
+};
+
+// bf16 is widened into scratch where there is no product of bf16, in slices with one stride for all layers: then a block's
+// rows are one address and constants.
+constexpr int kWideDepth = 512;
+using WideStride = std::integral_constant<ptrdiff_t, kWideDepth + 16>;
+
+INTERLEAF_INLINE OperandRows<float, WideStride> widen_rows(const bf16* x, int rows, int k, char* scratch) {
+  float* wide = reinterpret_cast<float*>(scratch);
+  float* to = wide;
+  for (int begin = 0; begin < k; begin += kWideDepth)
+    for (int row = 0; row < rows; ++row, to += WideStride::value) {
+      const bf16* from = x + static_cast<ptrdiff_t>(row) * k + begin;
+      const int count = lower(kWideDepth, k - begin);
+      int i = 0;
+      for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+      for (; i < count; ++i) to[i] = to_float(from[i]);
     }
-#pragma GCC unroll 12
-    for (int r = 0; r < M; ++r) finish<Y>(args, first + begin + r, panel, sum[r][0], sum[r][1]);
-  });
+  return {wide, rows, {}, kWideDepth};
 }
 
-// bf16 rows as the level multiplies them: as they are, or widened into scratch.
-template <typename X>
-INTERLEAF_INLINE const Operand<X>* operand_rows(const X* x, size_t count, char* scratch) {
-  if constexpr (sizeof(X) == sizeof(Operand<X>)) {
-    return x;
-  } else {
-    float* wide = reinterpret_cast<float*>(scratch);
-    for (size_t i = 0; i < count; ++i) wide[i] = to_float(x[i]);
-    return wide;
+// A block of M rows by a panel. A function of its own, or gcc 12 keeps its sums in memory.
+template <int M, typename B, typename Y, typename Rows>
+__attribute__((noinline)) void row_block(const LinearArgs& args, Rows rows, int begin, int first, int panel) {
+  constexpr int kStride = sizeof(B) == 2 ? 2 * kPanelColumns : kPanelColumns, kDeep = sizeof(B) == 2 ? 2 : 1;
+  const B* weight = static_cast<const B*>(args.weight) + panel_values<B>(args.k) * static_cast<size_t>(panel);
+  F32x16 sum[M][2];
+  clear<M>(sum);
+  const auto* x = rows.data + begin * rows.stride;
+  for (int k = 0; k < args.k; k += rows.slice_depth, x += rows.rows * rows.stride) {
+    const int depth = lower(rows.slice_depth, args.k - k);
+    const B* here = weight + static_cast<ptrdiff_t>(k / kDeep) * kStride;
+    // With one row of bf16 the hardware runs ahead by itself. With more work for each column, the products that wait for
+    // their operands keep later loads from starting.
+    const auto columns = [here](int j) __attribute__((always_inline)) {
+      const B* row = here + static_cast<ptrdiff_t>(j) * kStride;
+      if constexpr (M > 1 || !kHasBf16Product) {
+        __builtin_prefetch(reinterpret_cast<const char*>(row) + kColumnsAhead, 0, 2);
+        __builtin_prefetch(reinterpret_cast<const char*>(row + kStride / 2) + kColumnsAhead, 0, 2);
+      }
+      return Columns<B>{row, row + kStride / 2};
+    };
+    if constexpr (kHalves && M > 2) {
+      product_in_halves<M>(x, rows.stride, depth, here, sum);
+    } else {
+      product<M>(x, rows.stride, depth, columns, static_cast<const B*>(nullptr), sum);
+    }
   }
+#pragma GCC unroll 12
+  for (int r = 0; r < M; ++r) finish<Y>(args, first + begin + r, panel, sum[r][0], sum[r][1]);
 }
 
 template <typename X, typename B, typename Y>
@@ -115,9 +131,17 @@ void linear_typed(const LinearArgs& args, int rows, const Worker& worker) {
   for (int first = 0; first < rows; first += step) {
     const int count = lower(step, rows - first);
     const X* x = static_cast<const X*>(args.x) + static_cast<ptrdiff_t>(first) * args.k;
-    const Operand<X>* a = operand_rows(x, static_cast<size_t>(count) * args.k, worker.scratch);
+    const auto operand = [&] {
+      if constexpr (sizeof(X) == sizeof(Operand<X>)) {
+        return OperandRows<X, ptrdiff_t>{x, count, args.k, args.k};
+      } else {
+        return widen_rows(x, count, args.k, worker.scratch);
+      }
+    }();
     for (int panel = panels.begin; panel < panels.end; ++panel)
-      panel_rows<Operand<X>, B, Y>(args, a, first, count, panel);
+      for_row_blocks<kRows>(count, [&]<int M>(int begin) __attribute__((always_inline)) {
+        row_block<M, B, Y>(args, operand, begin, first, panel);
+      });
   }
 }
 

@@ -41,9 +41,19 @@ struct Columns {
   const T* high;
 };
 
-// A float32, B float32: `columns(k)` gives row k of B.
-template <int M, typename ColumnsOf>
-INTERLEAF_INLINE void product(const float* a, ptrdiff_t lda, int k_size, ColumnsOf columns, const float*,
+// sum += x * b. Told as an instruction where there is one: gcc 12 copies accumulators around, or keeps them in memory.
+INTERLEAF_INLINE void accumulate(F32x16& sum, F32x16 x, F32x16 b) {
+#if defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+v"(sum.v) : "v"(x.v), "v"(b.v));
+#else
+  sum = fma(x, b, sum);
+#endif
+}
+
+// A float32, B float32: `columns(k)` gives row k of B. Here and below, Stride is a ptrdiff_t or a constant of that type, for
+// which rows need no addresses of their own.
+template <int M, typename Stride, typename ColumnsOf>
+INTERLEAF_INLINE void product(const float* a, Stride lda, int k_size, ColumnsOf columns, const float*,
                               F32x16 (&sum)[M][2]) {
   for (int k = 0; k < k_size; ++k) {
     const Columns<float> b = columns(k);
@@ -51,16 +61,16 @@ INTERLEAF_INLINE void product(const float* a, ptrdiff_t lda, int k_size, Columns
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r) {
       const F32x16 x = broadcast(a[r * lda + k]);
-      sum[r][0] = fma(x, low, sum[r][0]);
-      sum[r][1] = fma(x, high, sum[r][1]);
+      accumulate(sum[r][0], x, low);
+      accumulate(sum[r][1], x, high);
     }
   }
 }
 
 // A float32, B bf16 in pairs of k: `columns(j)` gives rows 2j and 2j + 1 of B. An odd last k has a partner of zeros
 // in B and none in A.
-template <int M, typename ColumnsOf>
-INTERLEAF_INLINE void product(const float* a, ptrdiff_t lda, int k_size, ColumnsOf columns, const bf16*,
+template <int M, typename Stride, typename ColumnsOf>
+INTERLEAF_INLINE void product(const float* a, Stride lda, int k_size, ColumnsOf columns, const bf16*,
                               F32x16 (&sum)[M][2]) {
   for (int j = 0; j < (k_size + 1) / 2; ++j) {
     const Columns<bf16> b = columns(j);
@@ -68,24 +78,24 @@ INTERLEAF_INLINE void product(const float* a, ptrdiff_t lda, int k_size, Columns
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r) {
       const F32x16 x = broadcast(a[r * lda + 2 * j]);
-      sum[r][0] = fma(x, even_low, sum[r][0]);
-      sum[r][1] = fma(x, even_high, sum[r][1]);
+      accumulate(sum[r][0], x, even_low);
+      accumulate(sum[r][1], x, even_high);
     }
     if (2 * j + 1 == k_size) break;
     const F32x16 odd_low = load_odd(b.low), odd_high = load_odd(b.high);
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r) {
       const F32x16 x = broadcast(a[r * lda + 2 * j + 1]);
-      sum[r][0] = fma(x, odd_low, sum[r][0]);
-      sum[r][1] = fma(x, odd_high, sum[r][1]);
+      accumulate(sum[r][0], x, odd_low);
+      accumulate(sum[r][1], x, odd_high);
     }
   }
 }
 
 #if defined(__AVX512BF16__)
 // A bf16, B bf16 in pairs of k, two products a lane and instruction.
-template <int M, typename ColumnsOf>
-INTERLEAF_INLINE void product(const bf16* a, ptrdiff_t lda, int k_size, ColumnsOf columns, const bf16*,
+template <int M, typename Stride, typename ColumnsOf>
+INTERLEAF_INLINE void product(const bf16* a, Stride lda, int k_size, ColumnsOf columns, const bf16*,
                               F32x16 (&sum)[M][2]) {
   const auto step = [&](int j, auto pair_at) __attribute__((always_inline)) {
     const Columns<bf16> b = columns(j);

@@ -14,7 +14,9 @@ def load(model, precision, threads):
     scheduler.max_num_seqs = 256
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = True
-    properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16"}
+    # Told to compute in bf16 on a CPU that does not have it, it fails at the first request.
+    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32"}
     pipeline = genai.ContinuousBatchingPipeline(model, scheduler, "CPU", properties)
 
     def config(job, length):
