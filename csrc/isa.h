@@ -6,7 +6,7 @@
 
 namespace interleaf {
 
-// Slowest first. A machine that has a level has those before it, but for kAvx2Vnni, which many CPUs with AVX512 lack.
+// A machine that has a level has those before it, but for kAvx2Vnni, which many CPUs with AVX512 lack.
 enum class Level { kPortable, kAvx2, kAvx2Vnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 
 const char* level_name(Level level);

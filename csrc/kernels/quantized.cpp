@@ -130,7 +130,7 @@ __attribute__((noinline)) void group_block(const LinearQuantizedArgs& args, Oper
 #if defined(__AVX512F__)
 constexpr int kInt8Rows = kHasByteProduct ? 12 : 8, kGroupRowsInRegisters = kHasByteProduct ? 8 : 6;
 #elif defined(__AVX2__)
-constexpr int kInt8Rows = 4, kGroupRowsInRegisters = 4;
+constexpr int kInt8Rows = kHasByteProduct ? 6 : 4, kGroupRowsInRegisters = 4;
 #else
 constexpr int kInt8Rows = 1, kGroupRowsInRegisters = 1;
 #endif
