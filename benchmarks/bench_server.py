@@ -59,6 +59,8 @@ def main() -> int:
     flags = [*FLAGS, "--max-num-seqs", str(args.streams), "--api-server-count", str(args.api_server_count)]
     if args.kv_cache_memory_bytes:
         flags += ["--kv-cache-memory-bytes", args.kv_cache_memory_bytes]
+    if args.quantization:
+        flags += ["--quantization", args.quantization]
     faults: list[str] = []
     with tempfile.TemporaryDirectory() as directory, running(args.model, Path(directory), *flags) as server:
         if args.rounds:
@@ -87,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="of the comparison; 0 leaves it out")
     parser.add_argument("--no-load", action="store_true", help="the comparison alone")
     parser.add_argument("--kv-cache-memory-bytes")
+    parser.add_argument("--quantization")
     return parser.parse_args()
 
 
@@ -105,6 +108,8 @@ def _compare_speed(args: argparse.Namespace, server: Running, work: list[Asked])
     options: dict[str, Any] = {"max_num_seqs": args.streams, "enable_prefix_caching": False}
     if args.kv_cache_memory_bytes:
         options["kv_cache_memory_bytes"] = args.kv_cache_memory_bytes
+    if args.quantization:
+        options["quantization"] = args.quantization
     rounds: dict[str, list[Round]] = {STREAMED: [], WHOLE: [], OFFLINE: []}
     faults: list[str] = []
     with LLM(args.model, **options) as llm:

@@ -88,11 +88,46 @@ int64_t Runtime::run(const Program& program, const StepSize& size) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
 }
 
+namespace {
+
+// What two threads do of an op together: the last thread's part and thread 0's, in pieces that either takes.
+class SharedPieces {
+ public:
+  // By thread 0, while the last thread is away.
+  void lay_out(int pieces) {
+    each_ = pieces;
+    done_.store(0, std::memory_order_relaxed);
+    next_.store(0, std::memory_order_release);
+  }
+  // Takes pieces and does them, `run(of_last, piece, pieces)`, until none is left; `between()` behind each.
+  template <typename Run, typename Between>
+  void work(Run run, Between between) {
+    for (int piece = next_++; piece < 2 * each_; piece = next_++) {
+      run(piece >= each_, piece % each_, each_);
+      done_.fetch_add(1, std::memory_order_release);
+      between();
+    }
+  }
+  bool all_done() const { return done_.load(std::memory_order_acquire) == 2 * each_; }
+
+ private:
+  int each_ = 0;
+  std::atomic<int> next_{0}, done_{0};
+};
+
+constexpr int kPieces = 4;  // of a thread's part, while a thread is away: the last one may come back behind any of them
+
+}  // namespace
+
 void Runtime::run_beside_neighbour(const Program& program, const StepSize& size) {
   const std::vector<Op>& ops = program.ops();
   const int last = team_.size() - 1;
-  // Both are written by thread 0 alone; `resume` before it calls the last thread, which reads it then.
-  size_t resume = 0;
+  SharedPieces shared;
+  // The op that all threads do next; while the last thread helps with an op before it, that is not known yet.
+  constexpr size_t kUnknown = SIZE_MAX;
+  std::atomic<size_t> resume{0};
+  size_t helped = 0;
+  // Thread 0's alone, as is `looked`.
   bool away = neighbour_.is_running();
   auto looked = std::chrono::steady_clock::now();
   const auto wants_core = [&] {
@@ -101,28 +136,50 @@ void Runtime::run_beside_neighbour(const Program& program, const StepSize& size)
     looked = now;
     return neighbour_.is_running();
   };
+  const auto work_on = [&](size_t i, const Worker& self, auto between) {
+    const int rows = size.of(ops[i].rows);
+    shared.work([&](bool of_last, int piece, int pieces) { run_piece(ops[i], rows, of_last ? last : 0, piece, pieces, self); },
+                between);
+  };
+  // Returns whether the last thread has come back.
+  const auto run_without_last = [&](size_t i, const Worker& self) {
+    bool called = false;
+    shared.lay_out(ops[i].divisible ? kPieces : 1);
+    work_on(i, self, [&] {
+      if (called || i + 1 == ops.size() || wants_core() || !team_.last_has_left()) return;
+      called = true;
+      helped = i;
+      resume.store(kUnknown, std::memory_order_relaxed);
+      team_.call_last();
+    });
+    while (!shared.all_done()) relax();
+    return called;
+  };
+  const auto first_op = [&](const Worker& self) {
+    if (resume.load(std::memory_order_relaxed) != kUnknown) return resume.load(std::memory_order_relaxed);
+    work_on(helped, self, [] {});
+    size_t next;
+    while ((next = resume.load(std::memory_order_acquire)) == kUnknown) relax();
+    return next;
+  };
   team_.run(
       [&](int thread) {
         const Worker self = worker(thread);
-        for (size_t i = thread == last ? resume : 0; i < ops.size(); ++i) {
+        for (size_t i = thread == last ? first_op(self) : 0; i < ops.size(); ++i) {
           const Op& op = ops[i];
-          const int rows = size.of(op.rows);
-          op.call(table_, op.args, rows, self);
           if (thread != 0) {
+            op.call(table_, op.args, size.of(op.rows), self);
             team_.barrier();
             if (thread == last && !team_.last_stays()) return;
             continue;
           }
-          if (away) op.call(table_, op.args, rows, worker(last));
-          const bool wanted = wants_core(), leaves = wanted && !away;
-          const bool comes = !wanted && away && i + 1 < ops.size() && team_.last_has_left();
+          const bool comes = away && run_without_last(i, self);
+          if (!away) op.call(table_, op.args, size.of(op.rows), self);
+          const bool leaves = !away && wants_core();
           if (leaves || comes) team_.want_last(comes);
           team_.barrier();
           if (leaves || comes) away = leaves;
-          if (comes) {
-            resume = i + 1;
-            team_.call_last();
-          }
+          if (comes) resume.store(i + 1, std::memory_order_release);
         }
       },
       away);

@@ -34,6 +34,8 @@ struct Op {
   const char* name;
   void (*call)(const KernelTable&, const void* args, int rows, const Worker&);
   Rows rows;
+  // A thread's part may be done in pieces, as if there were as many threads more. Attention counts its threads.
+  bool divisible;
   alignas(8) char args[kMaxArgs];
 };
 
@@ -46,6 +48,7 @@ class Program {
     Op op;
     op.name = name;
     op.rows = rows;
+    op.divisible = !std::is_same_v<Args, AttentionArgs>;
     op.call = [](const KernelTable& table, const void* stored, int count, const Worker& worker) {
       (table.*kernel)(*static_cast<const Args*>(stored), count, worker);
     };
@@ -71,7 +74,7 @@ class Runtime {
   ThreadTeam& team() { return team_; }
 
   // Leaves a core to this process while it computes: the team's last thread then steps aside between two ops, and
-  // thread 0 does its part of them, as it would have done it. 0 is nobody.
+  // thread 0 does its part of them, as it would have done it, until the last thread comes back to help. 0 is nobody.
   void give_way_to(int pid) { neighbour_.watch(pid); }
 
   // Runs a program and returns the nanoseconds it took.
@@ -97,6 +100,12 @@ class Runtime {
   }
 
   void run_beside_neighbour(const Program& program, const StepSize& size);
+  // A piece of what an op has for `thread`, by whichever thread `self` is.
+  void run_piece(const Op& op, int rows, int thread, int piece, int pieces, Worker self) {
+    self.thread = thread * pieces + piece;
+    self.num_threads = team_.size() * pieces;
+    op.call(table_, op.args, rows, self);
+  }
 
   Level level_;
   const KernelTable& table_;

@@ -2,21 +2,9 @@
 
 #include <chrono>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace interleaf {
 
 namespace {
-
-inline void relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
 
 constexpr std::chrono::microseconds kSpinMicroseconds{60};
 

@@ -329,19 +329,21 @@ class RequestStatistics:
     def note_tokens(self, brought: Iterable[tuple[RequestMetrics, int]], now: float) -> None:
         """Requests have brought tokens in a step: times and number of tokens of each."""
         total = 0
-        # Most requests had their last tokens from the same step.
-        last: dict[float, int] = {}
+        # Most requests had their last tokens from the same step. Those that are told together count as evenly spread.
+        last: dict[tuple[float, int], int] = {}
         for times, num_tokens in brought:
             total += num_tokens
             if times.first_token_time:
-                last[times.last_token_time] = last.get(times.last_token_time, 0) + 1
+                since = times.last_token_time, num_tokens
+                last[since] = last.get(since, 0) + 1
             else:
                 times.first_token_time = now
                 self.time_to_first_token.observe(now - times.arrival_time)
             times.last_token_time = now
         self._cells[1] += total
-        for then, count in last.items():
-            self.inter_token_latency.observe(now - then, count)
+        for (then, num_tokens), count in last.items():
+            if num_tokens:
+                self.inter_token_latency.observe((now - then) / num_tokens, num_tokens * count)
 
     def note_end(
         self,

@@ -9,6 +9,10 @@ from interleaf.core.beam import num_candidates
 from interleaf.core.block_hash import root_hash
 from interleaf.core.structured import Grammar, GrammarState
 from interleaf.messages import EngineRequest, FinishReason, NewRequest, TokenLogprobs
+from interleaf.params import RequestOutputKind
+
+NEWS_INTERVAL = 16
+"""Tokens from one news of a sequence to the next, where nobody waits for them."""
 
 PolicyOrder = tuple[int, int, int]
 """(priority, arrival, index): what is smaller is scheduled earlier and preempted later."""
@@ -27,7 +31,8 @@ class RequestGroup:
     """One `EngineRequest` and its unfinished sequences, by index.
 
     While `has_pending_forks`, only sequence 0 exists: the others are made when its prompt is
-    computed. `prompt_logprobs` gathers the entries of positions 1, 2, ... for sequence 0; None
+    computed. Who wants nothing before the end, and cannot end the request by what it sees, `is_told_late`: every
+    `NEWS_INTERVAL` tokens. `prompt_logprobs` gathers the entries of positions 1, 2, ... for sequence 0; None
     where they were not asked for, or are delivered.
     """
 
@@ -39,6 +44,7 @@ class RequestGroup:
     prompt_logprobs: list[TokenLogprobs] | None = None
     grammar: Grammar | None = None
     is_beam_search: bool = field(init=False)
+    is_told_late: bool = field(init=False)
     eos_token_ids: frozenset[int] = field(init=False)
     stop_token_ids: frozenset[int] = field(init=False)
     root_hash: bytes = field(init=False)
@@ -46,6 +52,8 @@ class RequestGroup:
     def __post_init__(self) -> None:
         params = self.source.params
         self.is_beam_search = params.beam is not None
+        waits = params.output_kind is RequestOutputKind.FINAL_ONLY and not params.stop_strings
+        self.is_told_late = waits and params.logprobs is None
         self.eos_token_ids = frozenset(() if params.ignore_eos else self.source.eos_token_ids)
         self.stop_token_ids = frozenset(params.stop_token_ids or ())
         salt = self.source.cache_salt
@@ -75,6 +83,7 @@ class RequestGroup:
             order=(self.priority, self.arrival, index),
             prompt_token_ids=source.prompt_token_ids,
             output_token_ids=output,
+            num_told=len(output),
             grammar=grammar,
         )
         self.sequences[index] = request
@@ -95,6 +104,7 @@ class Request:
         num_dropped: of each group's table, the leading entries that are null.
         block_hashes: of the leading full blocks, as many as were needed so far.
         num_committed_blocks: leading blocks that were offered to the prefix cache.
+        num_told: output tokens that the frontend has, or that are on their way there.
         num_cached_tokens: prompt tokens that the first admission found in the prefix cache.
         grammar: what the text must follow, behind its output tokens.
     """
@@ -114,6 +124,7 @@ class Request:
     num_dropped: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_committed_blocks: int = 0
+    num_told: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
 
@@ -181,6 +192,17 @@ class Request:
         if len(self.prompt_token_ids) + num_output >= max_total_tokens:
             return FinishReason.LENGTH, None
         return None
+
+    def untold(self, ends: bool) -> list[int] | None:
+        """Output tokens to tell now; None to tell them later.
+
+        The first is told at once: the request waits no longer, and its prompt is computed.
+        """
+        num_output = len(self.output_token_ids)
+        if self.group.is_told_late and self.num_told and not ends and num_output - self.num_told < NEWS_INTERVAL:
+            return None
+        told, self.num_told = self.num_told, num_output
+        return self.output_token_ids[told:]
 
     def as_new_request(self, fork_of: str | None = None) -> NewRequest:
         """This sequence whole, for a worker that does not hold it. Shares no list with it."""

@@ -400,10 +400,12 @@ class Scheduler:
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
             return
-        outputs.append(self._take_sampled(request, step_output, num_drafts))
+        news = self._take_sampled(request, step_output, num_drafts)
+        if news is not None:
+            outputs.append(news)
 
-    def _take_sampled(self, request: Request, step_output: StepOutput, num_drafts: int) -> EngineOutput:
-        """Put sampled tokens behind a sequence, up to what ends it."""
+    def _take_sampled(self, request: Request, step_output: StepOutput, num_drafts: int) -> EngineOutput | None:
+        """Put sampled tokens behind a sequence, up to what ends it; what is told of it now."""
         sequence_id = request.sequence_id
         new_token_ids: list[int] = []
         stop = None
@@ -420,8 +422,11 @@ class Scheduler:
         if request.grammar is not None:
             request.grammar.accept(new_token_ids)
         self._stats.num_generation_tokens += len(new_token_ids)
+        untold = request.untold(ends=stop is not None)
+        if untold is None:
+            return None
         output = EngineOutput(
-            request.group.source.request_id, request.index, new_token_ids, num_cached_tokens=request.num_cached_tokens
+            request.group.source.request_id, request.index, untold, num_cached_tokens=request.num_cached_tokens
         )
         if sequence_id in step_output.logprobs:
             output.logprobs = step_output.logprobs[sequence_id][: len(new_token_ids)]

@@ -86,7 +86,7 @@ def test_requests_that_bring_tokens_in_the_same_step_count_each() -> None:
     statistics.note_tokens([(one, 2) for one in times], 101.5)
     found = samples(EngineMetrics(lambda: statistics, "served"))
     assert found["vllm:generation_tokens_total", ()] == 8
-    for name, count, total in (("time_to_first_token", 3, 1.0 + 2.0 + 3.5), ("inter_token_latency", 2, 1.0)):
+    for name, count, total in (("time_to_first_token", 3, 1.0 + 2.0 + 3.5), ("inter_token_latency", 4, 1.0)):
         assert found[f"vllm:{name}_seconds_count", ()] == count
         assert found[f"vllm:{name}_seconds_sum", ()] == total
 
@@ -119,9 +119,9 @@ def test_what_requests_did_is_summed_up() -> None:
     }
     for name, expected in sums.items():
         assert found[f"vllm:{name}_sum", ()] == expected, name
-    assert found["vllm:inter_token_latency_seconds_count", ()] == 2
-    assert found["vllm:inter_token_latency_seconds_bucket", (("le", "0.5"),)] == 1
-    assert found["vllm:inter_token_latency_seconds_bucket", (("le", "+Inf"),)] == 2
+    assert found["vllm:inter_token_latency_seconds_count", ()] == 3
+    assert found["vllm:inter_token_latency_seconds_bucket", (("le", "0.5"),)] == 2
+    assert found["vllm:inter_token_latency_seconds_bucket", (("le", "+Inf"),)] == 3
     assert found["vllm:request_success_total", (("finished_reason", "stop"),)] == 1
     assert found["vllm:generation_tokens_total", ()] == 4
 
