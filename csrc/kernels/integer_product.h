@@ -43,6 +43,14 @@ INTERLEAF_INLINE void add_products(IntVector& sum, IntVector unsigned_bytes, Int
   asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(unsigned_bytes), "x"(signed_bytes));
 #endif
 }
+// The same with four signed bytes for all lanes, from memory.
+INTERLEAF_INLINE void add_products(IntVector& sum, IntVector unsigned_bytes, const uint8_t* four) {
+#if defined(__AVX512VNNI__)
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "m"(*reinterpret_cast<const uint8_t(*)[4]>(four)));
+#else
+  add_products(sum, unsigned_bytes, INTERLEAF_INT(set1_epi32)(four_bytes(four)));
+#endif
+}
 INTERLEAF_INLINE IntVector part_of_columns(const uint8_t* weight, int part) {
   return load_bytes(weight + part * static_cast<int>(sizeof(IntVector)));
 }
@@ -58,7 +66,7 @@ INTERLEAF_INLINE void add_signed(I32x16& sum, const uint8_t* weight, const uint8
 INTERLEAF_INLINE void add_unsigned(I32x16& sum, const uint8_t* weight, const uint8_t* x) {
 #pragma GCC unroll 2
   for (int i = 0; i < kIntVectors; ++i)
-    add_products(sum.v[i], part_of_columns(weight, i), INTERLEAF_INT(set1_epi32)(four_bytes(x)));
+    add_products(sum.v[i], part_of_columns(weight, i), x);
 }
 
 // 64 bytes of nibbles against eight values of k: the low ones belong to the first four.
@@ -68,8 +76,8 @@ INTERLEAF_INLINE void add_nibbles(NibbleSum& sum, const uint8_t* weight, const u
 #pragma GCC unroll 2
   for (int i = 0; i < kIntVectors; ++i) {
     const IntVector packed = part_of_columns(weight, i);
-    add_products(sum.v[i], both(packed, mask), INTERLEAF_INT(set1_epi32)(four_bytes(x)));
-    add_products(sum.v[i], both(INTERLEAF_INT(srli_epi16)(packed, 4), mask), INTERLEAF_INT(set1_epi32)(four_bytes(x + 4)));
+    add_products(sum.v[i], both(packed, mask), x);
+    add_products(sum.v[i], both(INTERLEAF_INT(srli_epi16)(packed, 4), mask), x + 4);
   }
 }
 

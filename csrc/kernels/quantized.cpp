@@ -31,6 +31,24 @@ constexpr int kHalves = 1;
 constexpr int kHalves = 2;
 #endif
 
+// Rows multiplied together, by what the registers hold.
+#if defined(__AVX512F__)
+constexpr int kInt8Rows = kHasByteProduct ? 12 : 8, kGroupRowsInRegisters = kHasByteProduct ? 12 : 6;
+constexpr int kGroupRowsOfWholePanels = kHasByteProduct ? 8 : 6;
+#elif defined(__AVX2__)
+constexpr int kInt8Rows = kHasByteProduct ? 6 : 4, kGroupRowsInRegisters = 4, kGroupRowsOfWholePanels = 4;
+#else
+constexpr int kInt8Rows = 1, kGroupRowsInRegisters = 1, kGroupRowsOfWholePanels = 1;
+#endif
+
+// With several rows, or much to do for each column, products that wait for their operands keep later loads from starting.
+// One row of bytes with VNNI waits for nothing but memory, and the hardware runs ahead of it.
+constexpr int kColumnsAhead = 4096;  // bytes
+template <int M, Format format>
+INTERLEAF_INLINE void ask_ahead(const uint8_t* columns) {
+  if constexpr (M > 1 || has_nibbles(format) || !kHasByteProduct) prefetch(columns + kColumnsAhead);
+}
+
 template <int M, typename Y>
 __attribute__((noinline)) void int8_block(const LinearQuantizedArgs& args, OperandRows x, int row, int panel) {
   const uint8_t* weight = args.weight + static_cast<size_t>(panel) * kPanelColumns * args.k_padded;
@@ -42,6 +60,7 @@ __attribute__((noinline)) void int8_block(const LinearQuantizedArgs& args, Opera
       for (int half = 0; half < kHalves; ++half) sum[r][half] = broadcast_int(0);
     for (int k = 0; k < args.k_padded; k += 4) {
       const uint8_t* columns = weight + static_cast<ptrdiff_t>(k) * kPanelColumns;
+      for (int half = 0; half < kHalves; ++half) ask_ahead<M, Format::kInt8>(columns + 64 * half);
 #pragma GCC unroll 12
       for (int r = 0; r < M; ++r)
 #pragma GCC unroll 2
@@ -58,109 +77,155 @@ __attribute__((noinline)) void int8_block(const LinearQuantizedArgs& args, Opera
   for (int r = 0; r < M; ++r) finish<Y>(args, row + r, panel, y[r][0], y[r][1]);
 }
 
-// One group of M rows by a half of a panel: exact sums of 32 values of k, scaled and added to `total`.
+// What a block of M rows brings to each group, side by side: values as the level multiplies them [M][32], and for each row
+// the scale [M], and the sum of its values [M]: as an integer times the format's zero, or as a float times the scale.
 template <int M, Format format>
-INTERLEAF_INLINE void add_group(const LinearQuantizedArgs& args, OperandRows x, const uint8_t* columns, ptrdiff_t x_place,
-                                ptrdiff_t scale_place, F32x16 (&total)[M][kHalves]) {
+struct BlockOfGroups {
+  static constexpr int kRowBytes = kGroupSize * (has_nibbles(format) ? 1 : kRowValueBytes);
+  static constexpr int kBytes = M * (kRowBytes + 8);
+  const char* data;
+
+  const uint8_t* values(int group, int row) const {
+    return reinterpret_cast<const uint8_t*>(data + static_cast<ptrdiff_t>(group) * kBytes + row * kRowBytes);
+  }
+  const float* scales(int group) const {
+    return reinterpret_cast<const float*>(data + static_cast<ptrdiff_t>(group) * kBytes + M * kRowBytes);
+  }
+  float scaled_sum(int group, int row) const { return scales(group)[M + row]; }
+  int32_t start(int group, int row) const {
+    int32_t start;
+    std::memcpy(&start, scales(group) + M + row, sizeof start);
+    return start;
+  }
+
+  static BlockOfGroups lay_out(const LinearQuantizedArgs& args, int first, char* to) {
+    for (int group = 0; group < args.groups; ++group) {
+      char* values = to + static_cast<ptrdiff_t>(group) * kBytes;
+      float* scales = reinterpret_cast<float*>(values + M * kRowBytes);
+      for (int r = 0; r < M; ++r, values += kRowBytes) {
+        const ptrdiff_t row = first + r, place = row * args.groups + group;
+        const uint8_t* x = args.x + row * args.k_padded + group * kGroupSize;
+        if constexpr (kRowBytes == kGroupSize) {
+          std::memcpy(values, x, kGroupSize);
+        } else {
+          widen_rows(reinterpret_cast<const int8_t*>(x), kGroupSize, reinterpret_cast<int16_t*>(values));
+        }
+        scales[r] = args.x_scales[place];
+        const int32_t start = -zero_of(format) * args.x_sums[place];
+        const float sum = args.x_scales[place] * static_cast<float>(args.x_sums[place]);
+        if constexpr (has_minimum(format)) {
+          scales[M + r] = sum;
+        } else {
+          std::memcpy(scales + M + r, &start, sizeof start);
+        }
+      }
+    }
+    return {to};
+  }
+};
+
+// One group of M rows by a half of a panel or a whole: exact sums of 32 values of k, scaled and added to `total`.
+template <int M, Format format, int halves>
+INTERLEAF_INLINE void add_group(const LinearQuantizedArgs& args, BlockOfGroups<M, format> x, int group,
+                                const uint8_t* columns, ptrdiff_t scale_place, F32x16 (&total)[M][halves]) {
   constexpr bool kNibbles = has_nibbles(format);
-  constexpr int kZero = zero_of(format), kStep = kNibbles ? 8 : 4, kValueBytes = kNibbles ? 1 : kRowValueBytes;
-  const auto start = [&](int r) __attribute__((always_inline)) {
-    return kZero ? -kZero * args.x_sums[x_place + static_cast<ptrdiff_t>(r) * args.groups] : 0;
-  };
-  std::conditional_t<kNibbles, NibbleSum, I32x16> sum[M][kHalves];
+  constexpr int kStep = kNibbles ? 8 : 4, kValueBytes = kNibbles ? 1 : kRowValueBytes;
+  const auto start = [&](int r) __attribute__((always_inline)) { return zero_of(format) ? x.start(group, r) : 0; };
+  std::conditional_t<kNibbles, NibbleSum, I32x16> sum[M][halves];
 #pragma GCC unroll 12
   for (int r = 0; r < M; ++r)
-    for (int half = 0; half < kHalves; ++half) clear_sum(sum[r][half], start(r));
+    for (int half = 0; half < halves; ++half) clear_sum(sum[r][half], start(r));
 #pragma GCC unroll 8
-  for (int i = 0; i < kGroupSize / kStep; ++i)
+  for (int i = 0; i < kGroupSize / kStep; ++i) {
+    for (int half = 0; half < halves; ++half) ask_ahead<M, format>(columns + i * 128 + half * 64);
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r)
 #pragma GCC unroll 2
-      for (int half = 0; half < kHalves; ++half) {
-        const uint8_t* values = x.data + r * x.stride + i * kStep * kValueBytes;
+      for (int half = 0; half < halves; ++half) {
+        const uint8_t* values = x.values(group, r) + i * kStep * kValueBytes;
         if constexpr (kNibbles) {
           add_nibbles(sum[r][half], columns + i * 128 + half * 64, values);
         } else {
           add_unsigned(sum[r][half], columns + i * 128 + half * 64, values);
         }
       }
-  F32x16 scales[kHalves], minima[kHalves];
-  for (int half = 0; half < kHalves; ++half) {
+  }
+  F32x16 scales[halves], minima[halves];
+  for (int half = 0; half < halves; ++half) {
     scales[half] = load_half(args.group_scales + scale_place + half * kLanes);
     if constexpr (has_minimum(format)) minima[half] = load_half(args.group_minima + scale_place + half * kLanes);
   }
 #pragma GCC unroll 12
   for (int r = 0; r < M; ++r) {
-    const ptrdiff_t place = x_place + static_cast<ptrdiff_t>(r) * args.groups;
-    const F32x16 x_scale = broadcast(args.x_scales[place]);
+    const F32x16 x_scale = broadcast(x.scales(group)[r]);
 #pragma GCC unroll 2
-    for (int half = 0; half < kHalves; ++half) {
+    for (int half = 0; half < halves; ++half) {
       total[r][half] = fma(to_floats(total_of(sum[r][half], start(r))) * x_scale, scales[half], total[r][half]);
-      if constexpr (has_minimum(format))
-        total[r][half] = fma(minima[half], broadcast(args.x_scales[place] * static_cast<float>(args.x_sums[place])), total[r][half]);
+      if constexpr (has_minimum(format)) total[r][half] = fma(minima[half], broadcast(x.scaled_sum(group, r)), total[r][half]);
     }
   }
 }
 
+// With sums and totals of many rows, 32 registers hold one half of a panel.
+template <int M>
+constexpr int kGroupHalves = M > kGroupRowsOfWholePanels ? 1 : kHalves;
+
 template <int M, typename Y, Format format>
-__attribute__((noinline)) void group_block(const LinearQuantizedArgs& args, OperandRows x, int row, int panel) {
-  constexpr int kGroupBytes = kGroupSize * kPanelColumns / (has_nibbles(format) ? 2 : 1);
-  constexpr int kXBytes = kGroupSize * (has_nibbles(format) ? 1 : kRowValueBytes);
+__attribute__((noinline)) void group_block(const LinearQuantizedArgs& args, BlockOfGroups<M, format> x, int row, int panel) {
+  constexpr int kGroupBytes = kGroupSize * kPanelColumns / (has_nibbles(format) ? 2 : 1), kStep = kGroupHalves<M>;
   const ptrdiff_t first_group = static_cast<ptrdiff_t>(panel) * args.groups;
   F32x16 y[M][2];
-  for (int first = 0; first < 2; first += kHalves) {
-    F32x16 total[M][kHalves];
+  for (int first = 0; first < 2; first += kStep) {
+    F32x16 total[M][kStep];
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r)
-      for (int half = 0; half < kHalves; ++half) total[r][half] = broadcast(0.0f);
+      for (int half = 0; half < kStep; ++half) total[r][half] = broadcast(0.0f);
     for (int group = 0; group < args.groups; ++group)
-      add_group<M, format>(args, {x.data + group * kXBytes, x.stride},
-                           args.weight + (first_group + group) * kGroupBytes + first * 64,
-                           static_cast<ptrdiff_t>(row) * args.groups + group,
-                           (first_group + group) * kPanelColumns + first * kLanes, total);
+      add_group<M, format, kStep>(args, x, group, args.weight + (first_group + group) * kGroupBytes + first * 64,
+                                  (first_group + group) * kPanelColumns + first * kLanes, total);
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r)
-      for (int half = 0; half < kHalves; ++half) y[r][first + half] = total[r][half];
+      for (int half = 0; half < kStep; ++half) y[r][first + half] = total[r][half];
   }
 #pragma GCC unroll 12
   for (int r = 0; r < M; ++r) finish<Y>(args, row + r, panel, y[r][0], y[r][1]);
 }
 
-// Rows multiplied together, by what the registers hold.
-#if defined(__AVX512F__)
-constexpr int kInt8Rows = kHasByteProduct ? 12 : 8, kGroupRowsInRegisters = kHasByteProduct ? 8 : 6;
-#elif defined(__AVX2__)
-constexpr int kInt8Rows = kHasByteProduct ? 6 : 4, kGroupRowsInRegisters = 4;
-#else
-constexpr int kInt8Rows = 1, kGroupRowsInRegisters = 1;
-#endif
-
 constexpr int kRowStep = 64;  // rows that pass over a panel while it is in a cache
 
-template <typename Y, Format format>
-void quantized_vectors(const LinearQuantizedArgs& args, int rows, Range panels, char* scratch) {
-  constexpr bool kInt8 = format == Format::kInt8, kWiden = kHasWordProduct && !has_nibbles(format);
-  constexpr int kMost = kInt8 ? kInt8Rows : kGroupRowsInRegisters;
+template <typename Y>
+void int8_vectors(const LinearQuantizedArgs& args, int rows, Range panels, char* scratch) {
   const size_t row_bytes = static_cast<size_t>(args.k_padded);
-  const int step = kWiden ? higher(kMost, lower(kRowStep, static_cast<int>(kScratchBytes / 2 / row_bytes))) : kRowStep;
+  const int most = static_cast<int>(kScratchBytes / 2 / row_bytes), step = kHasWordProduct ? higher(kInt8Rows, lower(kRowStep, most)) : kRowStep;
   for (int first = 0; first < rows; first += step) {
     const int count = lower(step, rows - first);
     const uint8_t* source = args.x + static_cast<size_t>(first) * row_bytes;
     OperandRows x = {source, args.k_padded};
-    if constexpr (kWiden) {
-      int16_t* words = reinterpret_cast<int16_t*>(scratch);
-      using Byte = std::conditional_t<kInt8, uint8_t, int8_t>;
-      widen_rows(reinterpret_cast<const Byte*>(source), static_cast<size_t>(count) * row_bytes, words);
+    if constexpr (kHasWordProduct) {
+      widen_rows(source, static_cast<size_t>(count) * row_bytes, reinterpret_cast<int16_t*>(scratch));
       x = {reinterpret_cast<const uint8_t*>(scratch), 2 * static_cast<ptrdiff_t>(args.k_padded)};
     }
     for (int panel = panels.begin; panel < panels.end; ++panel)
-      for_row_blocks<kMost>(count, [&]<int M>(int row) __attribute__((always_inline)) {
-        const OperandRows block = {x.data + row * x.stride, x.stride};
-        if constexpr (kInt8) {
-          int8_block<M, Y>(args, block, first + row, panel);
-        } else {
-          group_block<M, Y, format>(args, block, first + row, panel);
-        }
+      for_row_blocks<kInt8Rows>(count, [&]<int M>(int row) __attribute__((always_inline)) {
+        int8_block<M, Y>(args, {x.data + row * x.stride, x.stride}, first + row, panel);
+      });
+  }
+}
+
+template <typename Y, Format format>
+void group_vectors(const LinearQuantizedArgs& args, int rows, Range panels, char* scratch) {
+  constexpr int kRowBytes = BlockOfGroups<1, format>::kBytes;
+  const int most = static_cast<int>(kScratchBytes / static_cast<size_t>(kRowBytes * args.groups));
+  const int step = higher(kGroupRowsInRegisters, lower(kRowStep, most));
+  for (int first = 0; first < rows; first += step) {
+    const int count = lower(step, rows - first);
+    const auto place = [&](int row) { return scratch + static_cast<ptrdiff_t>(row) * kRowBytes * args.groups; };
+    for_row_blocks<kGroupRowsInRegisters>(count, [&]<int M>(int row) __attribute__((always_inline)) {
+      BlockOfGroups<M, format>::lay_out(args, first + row, place(row));
+    });
+    for (int panel = panels.begin; panel < panels.end; ++panel)
+      for_row_blocks<kGroupRowsInRegisters>(count, [&]<int M>(int row) __attribute__((always_inline)) {
+        group_block<M, Y, format>(args, {place(row)}, first + row, panel);
       });
   }
 }
@@ -204,11 +269,11 @@ void linear_quantized_to(const LinearQuantizedArgs& args, int rows, const Worker
   if (args.format == Format::kInt8 || rows >= kRowsForTiles) return quantized_tiles<Y>(args, rows, panels, worker);
 #endif
   switch (args.format) {
-    case Format::kInt8: return quantized_vectors<Y, Format::kInt8>(args, rows, panels, worker.scratch);
-    case Format::kGroup4: return quantized_vectors<Y, Format::kGroup4>(args, rows, panels, worker.scratch);
-    case Format::kGroup4Min: return quantized_vectors<Y, Format::kGroup4Min>(args, rows, panels, worker.scratch);
-    case Format::kGroup8: return quantized_vectors<Y, Format::kGroup8>(args, rows, panels, worker.scratch);
-    case Format::kGroup8Min: return quantized_vectors<Y, Format::kGroup8Min>(args, rows, panels, worker.scratch);
+    case Format::kInt8: return int8_vectors<Y>(args, rows, panels, worker.scratch);
+    case Format::kGroup4: return group_vectors<Y, Format::kGroup4>(args, rows, panels, worker.scratch);
+    case Format::kGroup4Min: return group_vectors<Y, Format::kGroup4Min>(args, rows, panels, worker.scratch);
+    case Format::kGroup8: return group_vectors<Y, Format::kGroup8>(args, rows, panels, worker.scratch);
+    case Format::kGroup8Min: return group_vectors<Y, Format::kGroup8Min>(args, rows, panels, worker.scratch);
   }
 }
 
