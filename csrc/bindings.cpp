@@ -142,14 +142,20 @@ nb::class_<Program> bind_program(nb::module_& module) {
           },
           nb::kw_only(), "ids"_a, "table"_a, "y"_a, "width"_a, "scale"_a, "table_type"_a)
       .def(
-          "rms_norm",
-          [](Program& program, Rows rows, Address x, Address weight, Address y, Address row_index, int width, float eps,
-             DType y_type, bool add) {
-            program.add<&interleaf::KernelTable::rms_norm>(
-                "rms_norm", rows, interleaf::RmsNormArgs{at<float>(x), at<float>(weight), at<void>(y), at<int32_t>(row_index), width,
-                                             eps, y_type, add});
+          "take_rows",
+          [](Program& program, Address x, Address y, Address row_index, int row_bytes) {
+            program.add<&interleaf::KernelTable::take_rows>(
+                "take_rows", Rows::kLogits, interleaf::TakeRowsArgs{at<char>(x), at<char>(y), at<int32_t>(row_index), row_bytes});
           },
-          nb::kw_only(), "rows"_a, "x"_a, "weight"_a, "y"_a, "row_index"_a, "width"_a, "eps"_a, "y_type"_a, "add"_a)
+          nb::kw_only(), "x"_a, "y"_a, "row_index"_a, "row_bytes"_a)
+      .def(
+          "rms_norm",
+          [](Program& program, Rows rows, Address x, Address weight, Address y, int width, float eps, DType y_type, bool add) {
+            program.add<&interleaf::KernelTable::rms_norm>(
+                "rms_norm", rows,
+                interleaf::RmsNormArgs{at<float>(x), at<float>(weight), at<void>(y), width, eps, y_type, add});
+          },
+          nb::kw_only(), "rows"_a, "x"_a, "weight"_a, "y"_a, "width"_a, "eps"_a, "y_type"_a, "add"_a)
       .def(
           "soft_cap",
           [](Program& program, Rows rows, Address x, int width, float cap) {

@@ -86,13 +86,19 @@ struct LinearQuantizedArgs {
   Format format;
 };
 
-// y = x / sqrt(mean(x^2) + eps) * weight, added to what is in y (f32) with `add`. (Zhang & Sennrich 2019.) Row i reads
-// row row_index[i] when given.
+// y[i] = x[row_index[i]], rows of any type.
+struct TakeRowsArgs {
+  const char* x;  // [T, row_bytes]
+  char* y;        // [L, row_bytes]
+  const int32_t* row_index;
+  int32_t row_bytes;
+};
+
+// y = x / sqrt(mean(x^2) + eps) * weight, added to what is in y (f32) with `add`. (Zhang & Sennrich 2019.)
 struct RmsNormArgs {
   const float* x;  // [rows, width]
   const float* weight;
   void* y;
-  const int32_t* row_index;
   int32_t width;
   float eps;
   DType y_type;
@@ -230,6 +236,7 @@ struct KernelTable {
   void (*linear)(const LinearArgs&, int rows, const Worker&);
   void (*quantize)(const QuantizeArgs&, int rows, const Worker&);
   void (*linear_quantized)(const LinearQuantizedArgs&, int rows, const Worker&);
+  void (*take_rows)(const TakeRowsArgs&, int rows, const Worker&);
   void (*rms_norm)(const RmsNormArgs&, int rows, const Worker&);
   void (*soft_cap)(const SoftCapArgs&, int rows, const Worker&);
   void (*embedding)(const EmbeddingArgs&, int rows, const Worker&);

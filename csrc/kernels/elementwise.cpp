@@ -18,9 +18,8 @@ INTERLEAF_INLINE void add_normalized_row(const float* x, const float* weight, fl
 template <typename Y>
 void rms_norm_rows(const RmsNormArgs& args, Range rows) {
   for (int row = rows.begin; row < rows.end; ++row) {
-    const int source = args.row_index ? args.row_index[row] : row;
-    normalize_row(args.x + static_cast<ptrdiff_t>(source) * args.width, args.weight,
-                  static_cast<Y*>(args.y) + static_cast<ptrdiff_t>(row) * args.width, args.width, args.eps);
+    const ptrdiff_t place = static_cast<ptrdiff_t>(row) * args.width;
+    normalize_row(args.x + place, args.weight, static_cast<Y*>(args.y) + place, args.width, args.eps);
   }
 }
 
@@ -44,6 +43,13 @@ float read_all(const float* data, size_t count) {
   for (size_t i = 0; i + 4 * kLanes <= count; i += 4 * kLanes)
     for (int lane = 0; lane < 4; ++lane) sums[lane] = sums[lane] + load(data + i + static_cast<size_t>(lane * kLanes));
   return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+void take_rows(const TakeRowsArgs& args, int rows, const Worker& worker) {
+  const Range part = part_of(rows, worker);
+  const size_t bytes = static_cast<size_t>(args.row_bytes);
+  for (int row = part.begin; row < part.end; ++row)
+    std::memcpy(args.y + static_cast<size_t>(row) * bytes, args.x + static_cast<size_t>(args.row_index[row]) * bytes, bytes);
 }
 
 void rms_norm(const RmsNormArgs& args, int rows, const Worker& worker) {

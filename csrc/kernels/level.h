@@ -10,6 +10,7 @@ float read_all(const float* data, size_t count);
 void linear(const LinearArgs&, int rows, const Worker&);
 void quantize(const QuantizeArgs&, int rows, const Worker&);
 void linear_quantized(const LinearQuantizedArgs&, int rows, const Worker&);
+void take_rows(const TakeRowsArgs&, int rows, const Worker&);
 void rms_norm(const RmsNormArgs&, int rows, const Worker&);
 void soft_cap(const SoftCapArgs&, int rows, const Worker&);
 void embedding(const EmbeddingArgs&, int rows, const Worker&);

@@ -400,9 +400,9 @@ class Scheduler:
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
             return
-        news = self._take_sampled(request, step_output, num_drafts)
-        if news is not None:
-            outputs.append(news)
+        output = self._take_sampled(request, step_output, num_drafts)
+        if output is not None:
+            outputs.append(output)
 
     def _take_sampled(self, request: Request, step_output: StepOutput, num_drafts: int) -> EngineOutput | None:
         """Put sampled tokens behind a sequence, up to what ends it; what is told of it now."""

@@ -20,7 +20,7 @@ class AttentionTraits:
 
 
 class Attention:
-    """Projects, rotates, caches, attends, projects; adds that to the residual.
+    """Projects, rotates, caches, attends (`heads`); projects, and adds that to the residual (`add_output`).
 
     Args:
         cos_sin: the platform's table of cosines and sines, shared by the layers.
@@ -50,14 +50,16 @@ class Attention:
             self.q_norm = ops.vector(weights.take("q_norm.weight", shape.head_dim), traits.norm_plus)
             self.k_norm = ops.vector(weights.take("k_norm.weight", shape.head_dim), traits.norm_plus)
 
-    def __call__(self, x: Array, residual: Array, cache: LayerCache, inputs: ModelInput) -> Array:
-        return self.ops.linear_add(self._attend(x, cache, inputs), self.output, residual)
-
-    def apart(self, x: Array, cache: LayerCache, inputs: ModelInput) -> Array:
-        """The output by itself, float32, for models that do something with it before they add it."""
-        return self.ops.linear(self._attend(x, cache, inputs), self.output)
-
-    def _attend(self, x: Array, cache: LayerCache, inputs: ModelInput) -> Array:
+    def heads(self, x: Array, cache: LayerCache, inputs: ModelInput) -> Array:
+        """What each head has found: [T, H D]."""
         qkv = self.ops.linear(x, self.qkv)
         q = self.ops.rotary_cache(qkv, self.shape, self.cos_sin, cache, inputs, self.q_norm, self.k_norm, self.eps)
         return self.ops.attention(q, self.shape, cache, inputs)
+
+    def add_output(self, heads: Array, residual: Array) -> Array:
+        """residual += output(heads), in place; returns it."""
+        return self.ops.linear_add(heads, self.output, residual)
+
+    def output_apart(self, heads: Array) -> Array:
+        """The output by itself, float32, for models that do something with it before they add it."""
+        return self.ops.linear(heads, self.output)

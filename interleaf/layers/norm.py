@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interleaf.layers.weights import Weights
-from interleaf.ops import Array, ModelInput, Ops
+from interleaf.ops import Array, Ops
 
 
 class RmsNorm:
@@ -18,13 +18,10 @@ class RmsNorm:
         self.weight = ops.vector(weights.take("weight", width), plus)
         self.eps = eps
 
-    def __call__(self, x: Array) -> Array:
-        return self.ops.rms_norm(x, self.weight, self.eps)
+    def __call__(self, x: Array, exact: bool = False) -> Array:
+        """`exact` is as float32 whatever the arithmetic's dtype."""
+        return self.ops.rms_norm(x, self.weight, self.eps, exact)
 
     def add(self, x: Array, residual: Array) -> Array:
         """residual += norm(x), in place; returns it."""
         return self.ops.rms_norm_add(x, self.weight, self.eps, residual)
-
-    def of_logits_rows(self, x: Array, inputs: ModelInput, exact: bool = False) -> Array:
-        """Only the rows in `inputs.logits_index`; `exact` is as float32 whatever the arithmetic's dtype."""
-        return self.ops.rms_norm_of_logits_rows(x, self.weight, self.eps, inputs, exact)

@@ -16,7 +16,7 @@ from interleaf.layers.norm import RmsNorm
 from interleaf.layers.rotary import cos_sin_table
 from interleaf.layers.weights import Weights
 from interleaf.model_config import ModelConfig
-from interleaf.models.llama import LlamaForCausalLM
+from interleaf.models.llama import LlamaForCausalLM, Unfinished
 from interleaf.ops import Array, AttentionShape, LayerCache, ModelInput, Ops
 
 NORM_PLUS = 1.0
@@ -43,8 +43,11 @@ class GemmaLayer:
         self.mlp_norm = RmsNorm(ops, weights.under(self.mlp_norm_name), width, eps, NORM_PLUS)
         self.mlp = GatedMlp(ops, weights.under("mlp"), width, config.intermediate_size, activation="gelu_tanh")
 
-    def __call__(self, residual: Array, cache: LayerCache, inputs: ModelInput) -> Array:
-        residual = self.attention(self.input_norm(residual), residual, cache, inputs)
+    def attend(self, residual: Array, cache: LayerCache, inputs: ModelInput) -> Array:
+        return self.attention.heads(self.input_norm(residual), cache, inputs)
+
+    def finish(self, attended: Array, residual: Array) -> Array:
+        residual = self.attention.add_output(attended, residual)
         return self.mlp(self.mlp_norm(residual), residual)
 
 
@@ -67,9 +70,8 @@ class SandwichLayer(GemmaLayer):
         self.attended_norm = RmsNorm(ops, weights.under("post_attention_layernorm"), width, eps, NORM_PLUS)
         self.gated_norm = RmsNorm(ops, weights.under("post_feedforward_layernorm"), width, eps, NORM_PLUS)
 
-    def __call__(self, residual: Array, cache: LayerCache, inputs: ModelInput) -> Array:
-        attended = self.attention.apart(self.input_norm(residual), cache, inputs)
-        residual = self.attended_norm.add(attended, residual)
+    def finish(self, attended: Array, residual: Array) -> Array:
+        residual = self.attended_norm.add(self.attention.output_apart(attended), residual)
         return self.gated_norm.add(self.mlp.apart(self.mlp_norm(residual)), residual)
 
 
@@ -104,8 +106,8 @@ class GemmaForCausalLM(LlamaForCausalLM):
             layers.append(self.layer_class(config, ops, weights.under(f"{i}"), cos_sin, shape, traits))
         return layers
 
-    def logits(self, residual: Array, inputs: ModelInput) -> Array:
-        logits = super().logits(residual, inputs)
+    def logits(self, state: Unfinished, inputs: ModelInput) -> Array:
+        logits = super().logits(state, inputs)
         return self.ops.soft_cap(logits, self.logits_cap) if self.logits_cap else logits
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from interleaf.errors import UnsupportedModelError
 from interleaf.layers.weights import Weights
@@ -31,11 +31,12 @@ class CausalModel(Protocol):
 
     recordable: bool
 
-    def forward(self, inputs: ModelInput, caches: Sequence[LayerCache]) -> Array: ...
+    def forward(self, inputs: ModelInput, caches: Sequence[LayerCache]) -> Any:
+        """Compute a step up to where tokens need one another no more; what the other two go on from."""
 
-    def logits(self, residual: Array, inputs: ModelInput) -> Array: ...
+    def logits(self, state: Any, inputs: ModelInput) -> Array: ...
 
-    def hidden(self, residual: Array, inputs: ModelInput) -> Array: ...
+    def hidden(self, state: Any, inputs: ModelInput) -> Array: ...
 
 
 def supported_architectures() -> list[str]:

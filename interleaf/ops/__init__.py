@@ -245,16 +245,17 @@ class Ops(Protocol):
     def embedding(self, inputs: ModelInput, table: LinearWeight, scale: float = 1.0) -> Array:
         """Rows of `table` by token id, times `scale` as the arithmetic's dtype has it: float32 [T, k]."""
 
-    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        """x / sqrt(mean(x^2) + eps) * weight, in the arithmetic's dtype. (Zhang & Sennrich 2019)"""
+    def rms_norm(self, x: Array, weight: Array, eps: float, exact: bool = False) -> Array:
+        """x / sqrt(mean(x^2) + eps) * weight, in the arithmetic's dtype. (Zhang & Sennrich 2019)
+
+        `exact` leaves it in float32.
+        """
 
     def rms_norm_add(self, x: Array, weight: Array, eps: float, residual: Array) -> Array:
         """residual += x / sqrt(mean(x^2) + eps) * weight, in place and in float32; returns it."""
 
-    def rms_norm_of_logits_rows(
-        self, x: Array, weight: Array, eps: float, inputs: ModelInput, exact: bool = False
-    ) -> Array:
-        """The same for the rows in `inputs.logits_index`: [L, width]; `exact` leaves it in float32."""
+    def take_rows(self, x: Array, inputs: ModelInput) -> Array:
+        """The rows of x [T, width] in `inputs.logits_index`: [L, width]."""
 
     def linear(self, x: Array, weight: LinearWeight) -> Array:
         """x . W^T + bias, as float32."""
@@ -290,7 +291,9 @@ class Ops(Protocol):
     def attention(self, q: Array, shape: AttentionShape, cache: LayerCache, inputs: ModelInput) -> Array:
         """Causal attention over the paged cache: [T, H D]. (Kwon et al. 2023)"""
 
-    def graph(self, forward: Callable[[], Array], inputs: ModelInput, logits: bool, eager: bool = False) -> Graph:
+    def graph(
+        self, forward: Callable[[], Array | None], inputs: ModelInput, logits: bool, eager: bool = False
+    ) -> Graph:
         """Make `forward` repeatable: recorded where the platform can, or with `eager` gone through each time.
 
         `logits`: its result, float32 with a row for each of `inputs.logits_index`, is wanted on the host.

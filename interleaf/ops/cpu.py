@@ -79,7 +79,7 @@ class CpuGraph:
     All of them are kept alive here.
     """
 
-    def __init__(self, ops: CpuOps, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool) -> None:
+    def __init__(self, ops: CpuOps, forward: Callable[[], Buffer | None], inputs: ModelInput, logits: bool) -> None:
         self._ops = ops
         self._kept = (forward, inputs)
         self.program = _native.Program()
@@ -117,7 +117,7 @@ class CpuDecoding:
 class EagerGraph:
     """A forward pass that is gone through anew in each step, for models that do something else with other data."""
 
-    def __init__(self, ops: CpuOps, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool) -> None:
+    def __init__(self, ops: CpuOps, forward: Callable[[], Buffer | None], inputs: ModelInput, logits: bool) -> None:
         self._ops = ops
         self._forward = forward
         self._size = inputs.size
@@ -131,8 +131,9 @@ class EagerGraph:
         return _logits_of(self._result)[: size.num_logits] if self._logits else None
 
 
-def _logits_of(result: Buffer) -> np.ndarray:
+def _logits_of(result: Buffer | None) -> np.ndarray:
     """All rows that there is room for, float32; they live as long as the caller keeps `result`."""
+    assert result is not None, "a pass whose logits are wanted returns them"
     rows = result.memory.bytes // (4 * result.width)
     return view(result.memory, np.float32, rows * result.width).reshape(rows, result.width)
 
@@ -259,27 +260,29 @@ class CpuOps:
         )
         return y
 
-    def rms_norm(self, x: Buffer, weight: np.ndarray, eps: float) -> Buffer:
-        return self._rms_norm(x, weight, eps, self._buffer(x.rows, x.width, self.dtype), 0)
+    def take_rows(self, x: Buffer, inputs: ModelInput) -> Buffer:
+        y = self._buffer(_native.Rows.LOGITS, x.width, x.dtype)
+        self.program.take_rows(
+            x=x.address,
+            y=y.address,
+            row_index=address_of(inputs.logits_index),
+            row_bytes=x.width * VALUE_BYTES[x.dtype],
+        )
+        return y
+
+    def rms_norm(self, x: Buffer, weight: np.ndarray, eps: float, exact: bool = False) -> Buffer:
+        dtype = _native.DType.float32 if exact else self.dtype
+        return self._rms_norm(x, weight, eps, self._buffer(x.rows, x.width, dtype))
 
     def rms_norm_add(self, x: Buffer, weight: np.ndarray, eps: float, residual: Buffer) -> Buffer:
-        return self._rms_norm(x, weight, eps, residual, 0, add=True)
+        return self._rms_norm(x, weight, eps, residual, add=True)
 
-    def rms_norm_of_logits_rows(
-        self, x: Buffer, weight: np.ndarray, eps: float, inputs: ModelInput, exact: bool = False
-    ) -> Buffer:
-        y = self._buffer(_native.Rows.LOGITS, x.width, _native.DType.float32 if exact else self.dtype)
-        return self._rms_norm(x, weight, eps, y, address_of(inputs.logits_index))
-
-    def _rms_norm(
-        self, x: Buffer, weight: np.ndarray, eps: float, y: Buffer, row_index: int, add: bool = False
-    ) -> Buffer:
+    def _rms_norm(self, x: Buffer, weight: np.ndarray, eps: float, y: Buffer, add: bool = False) -> Buffer:
         self.program.rms_norm(
             rows=y.rows,
             x=x.address,
             weight=address_of(weight),
             y=y.address,
-            row_index=row_index,
             width=x.width,
             eps=eps,
             y_type=y.dtype,
@@ -419,7 +422,7 @@ class CpuOps:
         return int(self._attention_memory[part, size].address)
 
     def graph(
-        self, forward: Callable[[], Buffer], inputs: ModelInput, logits: bool, eager: bool = False
+        self, forward: Callable[[], Buffer | None], inputs: ModelInput, logits: bool, eager: bool = False
     ) -> CpuGraph | EagerGraph:
         return (EagerGraph if eager else CpuGraph)(self, forward, inputs, logits)
 

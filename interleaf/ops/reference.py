@@ -57,7 +57,7 @@ class ReferenceCache:
 
 @dataclass(slots=True)
 class ReferenceGraph:
-    forward: Callable[[], torch.Tensor]
+    forward: Callable[[], torch.Tensor | None]
     inputs: ModelInput
     logits: bool
 
@@ -67,7 +67,7 @@ class ReferenceGraph:
         self.inputs.size.num_logits = size.num_logits
         with torch.inference_mode():
             result = self.forward()
-        return result.numpy() if self.logits else None
+        return result.numpy() if self.logits and result is not None else None
 
 
 def decode(source: HostTensor) -> torch.Tensor:
@@ -149,17 +149,15 @@ class ReferenceOps:
             * torch.tensor(scale, dtype=self.dtype).float()
         )
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return self._round(_normalize(x, weight, eps))
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, exact: bool = False) -> torch.Tensor:
+        normalized = _normalize(x, weight, eps)
+        return normalized if exact else self._round(normalized)
 
     def rms_norm_add(self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor) -> torch.Tensor:
         return residual.add_(_normalize(x, weight, eps))
 
-    def rms_norm_of_logits_rows(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, inputs: ModelInput, exact: bool = False
-    ) -> torch.Tensor:
-        rows = x[torch.from_numpy(inputs.logits_index[: inputs.size.num_logits]).long()]
-        return _normalize(rows, weight, eps) if exact else self.rms_norm(rows, weight, eps)
+    def take_rows(self, x: torch.Tensor, inputs: ModelInput) -> torch.Tensor:
+        return x[torch.from_numpy(inputs.logits_index[: inputs.size.num_logits]).long()]
 
     def linear(self, x: torch.Tensor, weight: ReferenceLinear) -> torch.Tensor:
         return torch.nn.functional.linear(x, weight.weight, weight.bias)
@@ -230,7 +228,7 @@ class ReferenceOps:
         return self._round(torch.einsum("hqk,khd->qhd", weights, values).reshape(len(q), -1))
 
     def graph(
-        self, forward: Callable[[], torch.Tensor], inputs: ModelInput, logits: bool, eager: bool = False
+        self, forward: Callable[[], torch.Tensor | None], inputs: ModelInput, logits: bool, eager: bool = False
     ) -> ReferenceGraph:
         return ReferenceGraph(forward, inputs, logits)
 

@@ -13,7 +13,7 @@ from interleaf.config import EngineConfig
 from interleaf.logits_processor import LogitsProcessor
 from interleaf.messages import NewRequest, SchedulerOutput, StepOutput, TokenLogprobs
 from interleaf.models.registry import CausalModel
-from interleaf.ops import Array, LayerCache, Ops, StepSize
+from interleaf.ops import LayerCache, Ops, StepSize
 from interleaf.worker.batch import Batch
 from interleaf.worker.held_rows import HeldRows
 from interleaf.worker.model_input import LOGITS_ROWS, new_inputs
@@ -55,23 +55,22 @@ class Runner:
             config, ops, self._batch, logits_processors, None if speculator is None else speculator.distributions
         )
         inputs = new_inputs(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, *self._batch.tables)
-        residual: list[Array] = []
+        state: list[Any] = []
 
-        def body() -> Array:
-            residual[:] = [model.forward(inputs, caches)]
-            return residual[0]
+        def body() -> None:
+            state[:] = [model.forward(inputs, caches)]
 
         self._step = Step(ops, self._batch, inputs, self._block_size)
         # The passes keep what they refer to; they must not refer to this object, or closing it would free nothing.
         self._inputs = inputs
         eager = not model.recordable
         self._body = ops.graph(body, inputs, logits=False, eager=eager)
-        self._head = ops.graph(lambda: model.logits(residual[0], inputs), inputs, logits=True, eager=eager)
+        self._head = ops.graph(lambda: model.logits(state[0], inputs), inputs, logits=True, eager=eager)
         self._decoding = ops.decoding(self._body, self._head, self._batch.sampling_input, self._step.tokens)
         self._pooler = Pooler(
             self._batch,
             inputs,
-            lambda: ops.graph(lambda: model.hidden(residual[0], inputs), inputs, logits=True, eager=eager),
+            lambda: ops.graph(lambda: model.hidden(state[0], inputs), inputs, logits=True, eager=eager),
         )
 
     def execute(self, scheduled: SchedulerOutput) -> StepOutput:

@@ -22,17 +22,15 @@ def test_rms_norm(level: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize(("dtype", "exact"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
-def test_rms_norm_of_logits_rows(level: str, dtype: str, exact: bool) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_rms_norm_exact(level: str, dtype: str) -> None:
     torch.manual_seed(1)
     ops, reference, inputs = cpu_ops(level, dtype), ReferenceOps(dtype), model_input()
     x, weight = torch.randn(30, 50), host_tensor(torch.randn(50), "float32")
-    inputs.logits_index[:4] = [29, 0, 7, 7]
-    inputs.size.num_logits = 4
-    expected = reference.rms_norm_of_logits_rows(x, reference.vector(weight), 1e-6, inputs, exact)
+    expected = reference.rms_norm(x, reference.vector(weight), 1e-6, exact=True)
     source, vector = activation(ops, x, _native.DType.float32), ops.vector(weight)
-    actual = run(ops, lambda: ops.rms_norm_of_logits_rows(source, vector, 1e-6, inputs, exact), 4, inputs)
-    assert_close(actual, expected, "float32" if exact else dtype)
+    actual = run(ops, lambda: ops.rms_norm(source, vector, 1e-6, exact=True), 30, inputs)
+    assert_close(actual, expected, "float32")
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -10,7 +10,7 @@ import pytest
 
 from interleaf import LLM, SamplingParams
 from interleaf.models import llama
-from interleaf.ops import Array, LayerCache, ModelInput
+from interleaf.ops import LayerCache, ModelInput
 from tests.loader import tiny
 from tests.worker.test_runner import outputs
 
@@ -18,16 +18,16 @@ Llama = llama.LlamaForCausalLM
 
 
 class Undecided(Llama):
-    """Takes its layers in an order that depends on the first token of the step."""
+    """Which layers come before the last depends on the first token of the step."""
 
     recordable = False
 
-    def forward(self, inputs: ModelInput, caches: Sequence[LayerCache]) -> Array:
+    def forward(self, inputs: ModelInput, caches: Sequence[LayerCache]) -> llama.Unfinished:
         residual = self.embedding(inputs)
-        layers = list(zip(self.layers, caches, strict=True))
-        for layer, cache in layers if inputs.token_ids[0] % 2 else layers[::-1]:
-            residual = layer(residual, cache, inputs)
-        return residual
+        layers = list(zip(self.layers[:-1], caches[:-1], strict=True))
+        for layer, cache in layers if inputs.token_ids[0] % 2 else []:
+            residual = layer.finish(layer.attend(residual, cache, inputs), residual)
+        return residual, self.layers[-1].attend(residual, caches[-1], inputs)
 
 
 def test_a_model_that_branches_on_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from interleaf.config import EngineConfig
 from interleaf.messages import NewRequest
 from interleaf.models.registry import CausalModel
-from interleaf.ops import Array, LayerCache, Ops, SamplingInput, StepSize
+from interleaf.ops import LayerCache, Ops, SamplingInput, StepSize
 from interleaf.worker.batch import Batch
 from interleaf.worker.model_input import LOGITS_ROWS, lay_out, new_inputs
 from interleaf.worker.spec_decode.proposer import StepView
@@ -118,15 +119,14 @@ class DraftModelProposer:
         self._tables = np.zeros((most, width), np.int32)
         self._budget = scheduler.max_num_batched_tokens
         self._inputs = inputs = new_inputs(self._budget, most, self._tables)
-        residual: list[Array] = []
+        state: list[Any] = []
 
-        def body() -> Array:
-            residual[:] = [model.forward(inputs, caches)]
-            return residual[0]
+        def body() -> None:
+            state[:] = [model.forward(inputs, caches)]
 
         eager = not model.recordable
         self._body = ops.graph(body, inputs, logits=False, eager=eager)
-        self._head = ops.graph(lambda: model.logits(residual[0], inputs), inputs, logits=True, eager=eager)
+        self._head = ops.graph(lambda: model.logits(state[0], inputs), inputs, logits=True, eager=eager)
 
     def add(self, row: int, request: NewRequest) -> None:
         self._cache.add(row, request)
