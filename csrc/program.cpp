@@ -105,14 +105,19 @@ class SharedPieces {
     for (int piece = next_++; piece < 2 * each_; piece = next_++) {
       run(piece >= each_, piece % each_, each_);
       done_.fetch_add(1, std::memory_order_release);
+      done_.notify_one();
       between();
     }
   }
-  bool all_done() const { return done_.load(std::memory_order_acquire) == 2 * each_; }
+  void wait() const {
+    const uint32_t all = 2 * static_cast<uint32_t>(each_);
+    for (uint32_t done = done_.load(std::memory_order_acquire); done != all;) done = wait_for_change(done_, done);
+  }
 
  private:
   int each_ = 0;
-  std::atomic<int> next_{0}, done_{0};
+  std::atomic<int> next_{0};
+  std::atomic<uint32_t> done_{0};
 };
 
 constexpr int kPieces = 4;  // of a thread's part, while a thread is away: the last one may come back behind any of them
@@ -124,8 +129,8 @@ void Runtime::run_beside_neighbour(const Program& program, const StepSize& size)
   const int last = team_.size() - 1;
   SharedPieces shared;
   // The op that all threads do next; while the last thread helps with an op before it, that is not known yet.
-  constexpr size_t kUnknown = SIZE_MAX;
-  std::atomic<size_t> resume{0};
+  constexpr uint32_t kUnknown = UINT32_MAX;
+  std::atomic<uint32_t> resume{0};
   size_t helped = 0;
   // Thread 0's alone, as is `looked`.
   bool away = neighbour_.is_running();
@@ -152,15 +157,14 @@ void Runtime::run_beside_neighbour(const Program& program, const StepSize& size)
       resume.store(kUnknown, std::memory_order_relaxed);
       team_.call_last();
     });
-    while (!shared.all_done()) relax();
+    shared.wait();
     return called;
   };
-  const auto first_op = [&](const Worker& self) {
-    if (resume.load(std::memory_order_relaxed) != kUnknown) return resume.load(std::memory_order_relaxed);
+  const auto first_op = [&](const Worker& self) -> size_t {
+    const uint32_t known = resume.load(std::memory_order_relaxed);
+    if (known != kUnknown) return known;
     work_on(helped, self, [] {});
-    size_t next;
-    while ((next = resume.load(std::memory_order_acquire)) == kUnknown) relax();
-    return next;
+    return wait_for_change(resume, kUnknown);
   };
   team_.run(
       [&](int thread) {
@@ -179,7 +183,10 @@ void Runtime::run_beside_neighbour(const Program& program, const StepSize& size)
           if (leaves || comes) team_.want_last(comes);
           team_.barrier();
           if (leaves || comes) away = leaves;
-          if (comes) resume.store(i + 1, std::memory_order_release);
+          if (comes) {
+            resume.store(static_cast<uint32_t>(i + 1), std::memory_order_release);
+            resume.notify_one();
+          }
         }
       },
       away);

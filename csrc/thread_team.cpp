@@ -2,13 +2,26 @@
 
 #include <chrono>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace interleaf {
 
 namespace {
 
+inline void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
 constexpr std::chrono::microseconds kSpinMicroseconds{60};
 
-// Returns the first value of `word` other than `old`: spins for a while, then sleeps until somebody notifies.
+}  // namespace
+
 uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
   const auto deadline = std::chrono::steady_clock::now() + kSpinMicroseconds;
   for (int turn = 1;; ++turn) {
@@ -18,8 +31,6 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
     if (turn % 64 == 0 && std::chrono::steady_clock::now() > deadline) word.wait(old, std::memory_order_acquire);
   }
 }
-
-}  // namespace
 
 ThreadTeam::ThreadTeam(int num_threads) : num_threads_(num_threads < 1 ? 1 : num_threads), num_present_(num_threads_), next_present_(num_threads_) {
   for (int thread = 1; thread < num_threads_; ++thread) helpers_.emplace_back([this, thread] { helper_loop(thread); });

@@ -15,20 +15,10 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace interleaf {
 
-// Between two looks at what another thread writes.
-inline void relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
+// Returns the first value of `word` other than `old`: spins for a while, then sleeps until somebody notifies.
+uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t old);
 
 class ThreadTeam {
  public:

@@ -7,7 +7,7 @@ from interleaf.config import CacheConfig, SchedulerConfig
 from interleaf.core.scheduler import Scheduler
 from interleaf.errors import PromptTooLongError, RequestError
 from interleaf.messages import EngineOutput, EngineRequest, FinishReason, StepOutput, TokenLogprobs
-from interleaf.params import SamplingParams
+from interleaf.params import RequestOutputKind, SamplingParams
 from tests.core.memory_worker import MemoryWorker, generate
 
 SIZE = 4
@@ -313,6 +313,40 @@ def test_who_shares_a_prefix_waits_until_it_is_computed(caching):
     assert rig.run() == {(source.request_id, 0): expected(source) for source in sources}
     cached = {output.request_id: output.num_cached_tokens for output in rig.outputs}
     assert cached == {"0": 0, "1": 20 * caching, "2": 20 * caching, "other": 0}
+
+
+@pytest.mark.parametrize(
+    ("params", "sizes"),
+    [
+        ({}, [1, 16, 16, 7]),
+        ({"max_tokens": 17}, [1, 16]),
+        ({"max_tokens": 1}, [1]),
+        ({"n": 2, "max_tokens": 20}, [1, 16, 3]),
+        ({"stop": "x"}, [1] * 40),
+        ({"logprobs": 0}, [1] * 40),
+        ({"output_kind": RequestOutputKind.DELTA}, [1] * 40),
+    ],
+)
+def test_who_waits_for_the_end_is_told_late(params, sizes):
+    rig = Rig()
+    source = rig.add(
+        "r", 5, **{"output_kind": RequestOutputKind.FINAL_ONLY, "max_tokens": 40, "ignore_eos": True} | params
+    )
+    tokens = rig.run()
+    for index in range(source.params.n):
+        news = [output for output in rig.outputs if output.index == index]
+        assert [len(output.new_token_ids) for output in news] == sizes
+        assert [output.finished for output in news] == [False] * (len(sizes) - 1) + [True]
+        assert tokens["r", index] == expected(source, index)
+
+
+def test_a_replay_told_late_goes_on_behind_what_was_told():
+    rig = Rig()
+    params = {"output_kind": RequestOutputKind.FINAL_ONLY, "max_tokens": 40, "ignore_eos": True}
+    whole = expected(rig.add("whole", 5, **params))
+    rig.add("r", 5, resumed=[whole[:17]], **params)
+    assert rig.run()["r", 0] == whole[17:]
+    assert [len(output.new_token_ids) for output in rig.outputs if output.request_id == "r"] == [16, 7]
 
 
 def test_replay_goes_on_behind_delivered_tokens():
