@@ -145,12 +145,14 @@ nb::class_<Program> bind_program(nb::module_& module) {
           "take_rows",
           [](Program& program, Address x, Address y, Address row_index, int row_bytes) {
             program.add<&interleaf::KernelTable::take_rows>(
-                "take_rows", Rows::kLogits, interleaf::TakeRowsArgs{at<char>(x), at<char>(y), at<int32_t>(row_index), row_bytes});
+                "take_rows", Rows::kLogits,
+                interleaf::TakeRowsArgs{at<char>(x), at<char>(y), at<int32_t>(row_index), row_bytes});
           },
           nb::kw_only(), "x"_a, "y"_a, "row_index"_a, "row_bytes"_a)
       .def(
           "rms_norm",
-          [](Program& program, Rows rows, Address x, Address weight, Address y, int width, float eps, DType y_type, bool add) {
+          [](Program& program, Rows rows, Address x, Address weight, Address y, int width, float eps, DType y_type,
+             bool add) {
             program.add<&interleaf::KernelTable::rms_norm>(
                 "rms_norm", rows,
                 interleaf::RmsNormArgs{at<float>(x), at<float>(weight), at<void>(y), width, eps, y_type, add});

@@ -143,8 +143,10 @@ void Runtime::run_beside_neighbour(const Program& program, const StepSize& size)
   };
   const auto work_on = [&](size_t i, const Worker& self, auto between) {
     const int rows = size.of(ops[i].rows);
-    shared.work([&](bool of_last, int piece, int pieces) { run_piece(ops[i], rows, of_last ? last : 0, piece, pieces, self); },
-                between);
+    const auto run_one_of = [&](bool of_last, int piece, int pieces) {
+      run_piece(ops[i], rows, of_last ? last : 0, piece, pieces, self);
+    };
+    shared.work(run_one_of, between);
   };
   // Returns whether the last thread has come back.
   const auto run_without_last = [&](size_t i, const Worker& self) {

@@ -48,8 +48,10 @@ float read_all(const float* data, size_t count) {
 void take_rows(const TakeRowsArgs& args, int rows, const Worker& worker) {
   const Range part = part_of(rows, worker);
   const size_t bytes = static_cast<size_t>(args.row_bytes);
-  for (int row = part.begin; row < part.end; ++row)
-    std::memcpy(args.y + static_cast<size_t>(row) * bytes, args.x + static_cast<size_t>(args.row_index[row]) * bytes, bytes);
+  for (int row = part.begin; row < part.end; ++row) {
+    const char* from = args.x + static_cast<size_t>(args.row_index[row]) * bytes;
+    std::memcpy(args.y + static_cast<size_t>(row) * bytes, from, bytes);
+  }
 }
 
 void rms_norm(const RmsNormArgs& args, int rows, const Worker& worker) {

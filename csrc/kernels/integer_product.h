@@ -1,8 +1,8 @@
 // Sixteen columns of a quantized weight against four or eight values of a row, in exact integers.
 //
-// With VNNI an instruction adds four products of unsigned and signed bytes. Without it, there is one that adds two of them in
-// 16 bits, where a group of nibbles fits (16 products of at most 15 * 127 a lane). Bytes would not, so they are widened to
-// words, as are the row's values beforehand (see widen_rows).
+// With VNNI an instruction adds four products of unsigned and signed bytes. Without it, there is one that adds two of
+// them in 16 bits, where a group of nibbles fits (16 products of at most 15 * 127 a lane). Bytes would not, so they are
+// widened to words, as are the row's values beforehand (see widen_rows).
 #pragma once
 
 #include "integers.h"
@@ -46,7 +46,9 @@ INTERLEAF_INLINE void add_products(IntVector& sum, IntVector unsigned_bytes, Int
 // The same with four signed bytes for all lanes, from memory.
 INTERLEAF_INLINE void add_products(IntVector& sum, IntVector unsigned_bytes, const uint8_t* four) {
 #if defined(__AVX512VNNI__)
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "m"(*reinterpret_cast<const uint8_t(*)[4]>(four)));
+  asm("vpdpbusd %2%{1to16%}, %1, %0"
+      : "+v"(sum)
+      : "v"(unsigned_bytes), "m"(*reinterpret_cast<const uint8_t(*)[4]>(four)));
 #else
   add_products(sum, unsigned_bytes, INTERLEAF_INT(set1_epi32)(four_bytes(four)));
 #endif

@@ -19,8 +19,8 @@ INTERLEAF_INLINE size_t panel_values(int k) {
 }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-// Sixteen registers hold six rows by a half of a panel, for which each value of B is loaded (and widened) less often than for
-// two rows by a panel.
+// Sixteen registers hold six rows by a half of a panel, for which each value of B is loaded (and widened) less often
+// than for two rows by a panel.
 constexpr bool kHalves = true;
 constexpr int kRows = 6;
 #else
@@ -73,8 +73,8 @@ struct OperandRows {
   int slice_depth;
 };
 
-// bf16 is widened into scratch where there is no product of bf16, in slices with one stride for all layers: then a block's
-// rows are one address and constants.
+// bf16 is widened into scratch where there is no product of bf16, in slices with one stride for all layers: then a
+// block's rows are one address and constants.
 constexpr int kWideDepth = 512;
 using WideStride = std::integral_constant<ptrdiff_t, kWideDepth + 16>;
 
@@ -103,8 +103,8 @@ __attribute__((noinline)) void row_block(const LinearArgs& args, Rows rows, int 
   for (int k = 0; k < args.k; k += rows.slice_depth, x += rows.rows * rows.stride) {
     const int depth = lower(rows.slice_depth, args.k - k);
     const B* here = weight + static_cast<ptrdiff_t>(k / kDeep) * kStride;
-    // With one row of bf16 the hardware runs ahead by itself. With more work for each column, the products that wait for
-    // their operands keep later loads from starting.
+    // With one row of bf16 the hardware runs ahead by itself. With more work for each column, the products that wait
+    // for their operands keep later loads from starting.
     const auto columns = [here](int j) __attribute__((always_inline)) {
       const B* row = here + static_cast<ptrdiff_t>(j) * kStride;
       if constexpr (M > 1 || !kHasBf16Product) {

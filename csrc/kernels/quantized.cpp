@@ -41,8 +41,8 @@ constexpr int kInt8Rows = kHasByteProduct ? 6 : 4, kGroupRowsInRegisters = 4, kG
 constexpr int kInt8Rows = 1, kGroupRowsInRegisters = 1, kGroupRowsOfWholePanels = 1;
 #endif
 
-// With several rows, or much to do for each column, products that wait for their operands keep later loads from starting.
-// One row of bytes with VNNI waits for nothing but memory, and the hardware runs ahead of it.
+// With several rows, or much to do for each column, products that wait for their operands keep later loads from
+// starting. One row of bytes with VNNI waits for nothing but memory, and the hardware runs ahead of it.
 constexpr int kColumnsAhead = 4096;  // bytes
 template <int M, Format format>
 INTERLEAF_INLINE void ask_ahead(const uint8_t* columns) {
@@ -77,8 +77,9 @@ __attribute__((noinline)) void int8_block(const LinearQuantizedArgs& args, Opera
   for (int r = 0; r < M; ++r) finish<Y>(args, row + r, panel, y[r][0], y[r][1]);
 }
 
-// What a block of M rows brings to each group, side by side: values as the level multiplies them [M][32], and for each row
-// the scale [M], and the sum of its values [M]: as an integer times the format's zero, or as a float times the scale.
+// What a block of M rows brings to each group, side by side: values as the level multiplies them [M][32], and for each
+// row the scale [M], and the sum of its values [M]: as an integer times the format's zero, or as a float times the
+// scale.
 template <int M, Format format>
 struct BlockOfGroups {
   static constexpr int kRowBytes = kGroupSize * (has_nibbles(format) ? 1 : kRowValueBytes);
@@ -161,7 +162,8 @@ INTERLEAF_INLINE void add_group(const LinearQuantizedArgs& args, BlockOfGroups<M
 #pragma GCC unroll 2
     for (int half = 0; half < halves; ++half) {
       total[r][half] = fma(to_floats(total_of(sum[r][half], start(r))) * x_scale, scales[half], total[r][half]);
-      if constexpr (has_minimum(format)) total[r][half] = fma(minima[half], broadcast(x.scaled_sum(group, r)), total[r][half]);
+      if constexpr (has_minimum(format))
+        total[r][half] = fma(minima[half], broadcast(x.scaled_sum(group, r)), total[r][half]);
     }
   }
 }
@@ -171,7 +173,8 @@ template <int M>
 constexpr int kGroupHalves = M > kGroupRowsOfWholePanels ? 1 : kHalves;
 
 template <int M, typename Y, Format format>
-__attribute__((noinline)) void group_block(const LinearQuantizedArgs& args, BlockOfGroups<M, format> x, int row, int panel) {
+__attribute__((noinline)) void group_block(const LinearQuantizedArgs& args, BlockOfGroups<M, format> x, int row,
+                                           int panel) {
   constexpr int kGroupBytes = kGroupSize * kPanelColumns / (has_nibbles(format) ? 2 : 1), kStep = kGroupHalves<M>;
   const ptrdiff_t first_group = static_cast<ptrdiff_t>(panel) * args.groups;
   F32x16 y[M][2];
@@ -196,7 +199,8 @@ constexpr int kRowStep = 64;  // rows that pass over a panel while it is in a ca
 template <typename Y>
 void int8_vectors(const LinearQuantizedArgs& args, int rows, Range panels, char* scratch) {
   const size_t row_bytes = static_cast<size_t>(args.k_padded);
-  const int most = static_cast<int>(kScratchBytes / 2 / row_bytes), step = kHasWordProduct ? higher(kInt8Rows, lower(kRowStep, most)) : kRowStep;
+  const int widened_rows = higher(kInt8Rows, lower(kRowStep, static_cast<int>(kScratchBytes / 2 / row_bytes)));
+  const int step = kHasWordProduct ? widened_rows : kRowStep;
   for (int first = 0; first < rows; first += step) {
     const int count = lower(step, rows - first);
     const uint8_t* source = args.x + static_cast<size_t>(first) * row_bytes;
