@@ -63,8 +63,10 @@ std::vector<Level> usable_levels() {
   if (!__builtin_cpu_supports("avx512vnni")) return levels;
   levels.push_back(Level::kAvx512Vnni);
   if (!__builtin_cpu_supports("avx512bf16")) return levels;
-  // Intel's CPUs take two clocks for a product of bf16, in which they do twice as many of float32.
-  levels.insert(levels.end() - (__builtin_cpu_is("intel") ? 1 : 0), Level::kAvx512Bf16);
+  // From Sapphire Rapids on (which AVX-VNNI tells from Cooper Lake) Intel's CPUs take two clocks for a product of bf16, in
+  // which they do twice as many of float32.
+  const bool slow_bf16 = __builtin_cpu_is("intel") && cpu_has_avx_vnni();
+  levels.insert(levels.end() - (slow_bf16 ? 1 : 0), Level::kAvx512Bf16);
   if (cpu_has_amx_bf16() && kernel_grants_tiles()) levels.push_back(Level::kAmx);
 #endif
   return levels;

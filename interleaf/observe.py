@@ -327,7 +327,7 @@ class RequestStatistics:
         self._cells[2 + FINISH_REASONS.index("abort")] += 1
 
     def note_tokens(self, brought: Iterable[tuple[RequestMetrics, int]], now: float) -> None:
-        """Requests have brought tokens in a step: times and number of tokens of each."""
+        """Requests have brought tokens in a step: times and number of tokens, at least one, of each."""
         total = 0
         # Most requests had their last tokens from the same step. Those that are told together count as evenly spread.
         last: dict[tuple[float, int], int] = {}
@@ -342,8 +342,7 @@ class RequestStatistics:
             times.last_token_time = now
         self._cells[1] += total
         for (then, num_tokens), count in last.items():
-            if num_tokens:
-                self.inter_token_latency.observe((now - then) / num_tokens, num_tokens * count)
+            self.inter_token_latency.observe((now - then) / num_tokens, num_tokens * count)
 
     def note_end(
         self,

@@ -11,8 +11,6 @@ namespace {
 // Activations of this many bytes stay in the second-level cache while all panels pass over them.
 constexpr int kActivationBytes = 512 << 10;
 
-constexpr int kColumnsAhead = 4096;  // bytes: how far ahead weights are asked for
-
 template <typename B>
 INTERLEAF_INLINE size_t panel_values(int k) {
   return size_t{kPanelColumns} * static_cast<size_t>(sizeof(B) == 2 ? round_up(k, 2) : k);

@@ -12,6 +12,8 @@ constexpr bool kHasBf16Product = true;
 constexpr bool kHasBf16Product = false;
 #endif
 
+constexpr int kColumnsAhead = 4096;  // bytes: how far ahead weights are asked for
+
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 12;
 #elif defined(__AVX2__)

@@ -43,7 +43,6 @@ constexpr int kInt8Rows = 1, kGroupRowsInRegisters = 1, kGroupRowsOfWholePanels 
 
 // With several rows, or much to do for each column, products that wait for their operands keep later loads from
 // starting. One row of bytes with VNNI waits for nothing but memory, and the hardware runs ahead of it.
-constexpr int kColumnsAhead = 4096;  // bytes
 template <int M, Format format>
 INTERLEAF_INLINE void ask_ahead(const uint8_t* columns) {
   if constexpr (M > 1 || has_nibbles(format) || !kHasByteProduct) prefetch(columns + kColumnsAhead);
