@@ -27,8 +27,10 @@ constexpr int kRows = kMaxRows;
 #endif
 
 template <int M, typename Stride>
-INTERLEAF_INLINE void half_product(const float* a, Stride lda, int k_size, const float* b, F32x16 (&sum)[M]) {
+INTERLEAF_INLINE void half_product(const float* a, Stride lda, int k_size, const float* b, WeightsAhead& ahead,
+                                   F32x16 (&sum)[M]) {
   for (int k = 0; k < k_size; ++k, b += kPanelColumns) {
+    ahead.ask();
     const F32x16 columns = load(b);
 #pragma GCC unroll 6
     for (int r = 0; r < M; ++r) sum[r] = fma(broadcast(a[r * lda + k]), columns, sum[r]);
@@ -36,8 +38,10 @@ INTERLEAF_INLINE void half_product(const float* a, Stride lda, int k_size, const
 }
 
 template <int M, typename Stride>
-INTERLEAF_INLINE void half_product(const float* a, Stride lda, int k_size, const bf16* b, F32x16 (&sum)[M]) {
+INTERLEAF_INLINE void half_product(const float* a, Stride lda, int k_size, const bf16* b, WeightsAhead& ahead,
+                                   F32x16 (&sum)[M]) {
   for (int k = 0; k < k_size; k += 2, b += 2 * kPanelColumns) {
+    ahead.ask();
     const F32x16 even = load_even(b);
 #pragma GCC unroll 6
     for (int r = 0; r < M; ++r) sum[r] = fma(broadcast(a[r * lda + k]), even, sum[r]);
@@ -50,13 +54,14 @@ INTERLEAF_INLINE void half_product(const float* a, Stride lda, int k_size, const
 
 // The same sums as product() gives, half a panel at a time.
 template <int M, typename A, typename Stride, typename B>
-INTERLEAF_INLINE void product_in_halves(const A* a, Stride lda, int k, const B* panel, F32x16 (&sum)[M][2]) {
+INTERLEAF_INLINE void product_in_halves(const A* a, Stride lda, int k, const B* panel, WeightsAhead& ahead,
+                                        F32x16 (&sum)[M][2]) {
   constexpr int kHalf = static_cast<int>(kLanes * (4 / sizeof(B)));
   for (int half = 0; half < 2; ++half) {
     F32x16 total[M];
 #pragma GCC unroll 6
     for (int r = 0; r < M; ++r) total[r] = sum[r][half];
-    half_product<M>(a, lda, k, panel + half * kHalf, total);
+    half_product<M>(a, lda, k, panel + half * kHalf, ahead, total);
 #pragma GCC unroll 6
     for (int r = 0; r < M; ++r) sum[r][half] = total[r];
   }
@@ -90,9 +95,13 @@ INTERLEAF_INLINE OperandRows<float, WideStride> widen_rows(const bf16* x, int ro
   return {wide, rows, {}, kWideDepth};
 }
 
+template <int M>
+constexpr bool kInHalves = kHalves && M > 2;
+
 // A block of M rows by a panel. A function of its own, or gcc 12 keeps its sums in memory.
 template <int M, typename B, typename Y, typename Rows>
-__attribute__((noinline)) void row_block(const LinearArgs& args, Rows rows, int begin, int first, int panel) {
+__attribute__((noinline)) void row_block(const LinearArgs& args, Rows rows, int begin, int first, int panel,
+                                         WeightsAhead ahead) {
   constexpr int kStride = sizeof(B) == 2 ? 2 * kPanelColumns : kPanelColumns, kDeep = sizeof(B) == 2 ? 2 : 1;
   const B* weight = static_cast<const B*>(args.weight) + panel_values<B>(args.k) * static_cast<size_t>(panel);
   F32x16 sum[M][2];
@@ -103,16 +112,16 @@ __attribute__((noinline)) void row_block(const LinearArgs& args, Rows rows, int 
     const B* here = weight + static_cast<ptrdiff_t>(k / kDeep) * kStride;
     // With one row of bf16 the hardware runs ahead by itself. With more work for each column, the products that wait
     // for their operands keep later loads from starting.
-    const auto columns = [here](int j) __attribute__((always_inline)) {
+    const auto columns = [here, &ahead](int j) __attribute__((always_inline)) {
       const B* row = here + static_cast<ptrdiff_t>(j) * kStride;
       if constexpr (M > 1 || !kHasBf16Product) {
-        __builtin_prefetch(reinterpret_cast<const char*>(row) + kColumnsAhead, 0, 2);
-        __builtin_prefetch(reinterpret_cast<const char*>(row + kStride / 2) + kColumnsAhead, 0, 2);
+        ahead.ask();
+        ahead.ask();
       }
       return Columns<B>{row, row + kStride / 2};
     };
-    if constexpr (kHalves && M > 2) {
-      product_in_halves<M>(x, rows.stride, depth, here, sum);
+    if constexpr (kInHalves<M>) {
+      product_in_halves<M>(x, rows.stride, depth, here, ahead, sum);
     } else {
       product<M>(x, rows.stride, depth, columns, static_cast<const B*>(nullptr), sum);
     }
@@ -136,9 +145,13 @@ void linear_typed(const LinearArgs& args, int rows, const Worker& worker) {
         return widen_rows(x, count, args.k, worker.scratch);
       }
     }();
+    const size_t panel_bytes = panel_values<B>(args.k) * sizeof(B);
+    const int blocks = num_row_blocks(count, kRows);
     for (int panel = panels.begin; panel < panels.end; ++panel)
       for_row_blocks<kRows>(count, [&]<int M>(int begin) __attribute__((always_inline)) {
-        row_block<M, B, Y>(args, operand, begin, first, panel);
+        const char* weight = static_cast<const char*>(args.weight) + panel_bytes * static_cast<size_t>(panel);
+        const WeightsAhead ahead(weight, panel_bytes, begin, count, blocks, kInHalves<M>);
+        row_block<M, B, Y>(args, operand, begin, first, panel, ahead);
       });
   }
 }

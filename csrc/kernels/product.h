@@ -12,7 +12,29 @@ constexpr bool kHasBf16Product = true;
 constexpr bool kHasBf16Product = false;
 #endif
 
-constexpr int kColumnsAhead = 4096;  // bytes: how far ahead weights are asked for
+// Asks memory for weights before a product comes to them, once for each 64 bytes that it reads. When there are several
+// passes over a panel they ask for the next one, evenly: memory is slower than one pass, and faster than two. A single
+// pass asks for what lies a little ahead of it.
+class WeightsAhead {
+ public:
+  // Of the block that begins at `row`, one of `blocks` that `rows` are multiplied in; the panel has `bytes`. Blocks that
+  // multiply its halves one after the other pass twice.
+  WeightsAhead(const void* panel, size_t bytes, int row, int rows, int blocks, bool in_halves)
+      : line_(static_cast<const char*>(panel)), step_((64 + blocks - 1) / blocks) {
+    const size_t share = bytes * static_cast<size_t>(row) / static_cast<size_t>(rows);
+    line_ += blocks == 1 && !in_halves ? kDistance : bytes + share;
+  }
+
+  __attribute__((always_inline)) void ask() {
+    prefetch(line_);
+    line_ += step_;
+  }
+
+ private:
+  static constexpr size_t kDistance = 8192;
+  const char* line_;
+  ptrdiff_t step_;
+};
 
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 12;
@@ -126,10 +148,12 @@ INTERLEAF_INLINE void clear(F32x16 (&sum)[M][2]) {
   for (int r = 0; r < M; ++r) sum[r][0] = sum[r][1] = broadcast(0.0f);
 }
 
+constexpr int num_row_blocks(int rows, int most) { return (rows + most - 1) / most; }
+
 // Calls `body.template operator()<M>(first_row)` for blocks of M <= most (12 at most) rows of nearly equal size.
 template <int most = kMaxRows, typename Body>
 INTERLEAF_INLINE void for_row_blocks(int rows, Body body) {
-  const int num_blocks = (rows + most - 1) / most;
+  const int num_blocks = num_row_blocks(rows, most);
   for (int block = 0; block < num_blocks; ++block) {
     const int begin = rows * block / num_blocks, end = rows * (block + 1) / num_blocks;
     const auto call = [&]<int M>() __attribute__((always_inline)) {

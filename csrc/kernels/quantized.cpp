@@ -44,12 +44,11 @@ constexpr int kInt8Rows = 1, kGroupRowsInRegisters = 1, kGroupRowsOfWholePanels 
 // With several rows, or much to do for each column, products that wait for their operands keep later loads from
 // starting. One row of bytes with VNNI waits for nothing but memory, and the hardware runs ahead of it.
 template <int M, Format format>
-INTERLEAF_INLINE void ask_ahead(const uint8_t* columns) {
-  if constexpr (M > 1 || has_nibbles(format) || !kHasByteProduct) prefetch(columns + kColumnsAhead);
-}
+constexpr bool kAsksAhead = M > 1 || has_nibbles(format) || !kHasByteProduct;
 
 template <int M, typename Y>
-__attribute__((noinline)) void int8_block(const LinearQuantizedArgs& args, OperandRows x, int row, int panel) {
+__attribute__((noinline)) void int8_block(const LinearQuantizedArgs& args, OperandRows x, int row, int panel,
+                                          WeightsAhead ahead) {
   const uint8_t* weight = args.weight + static_cast<size_t>(panel) * kPanelColumns * args.k_padded;
   F32x16 y[M][2];
   for (int first = 0; first < 2; first += kHalves, weight += 64) {
@@ -59,7 +58,8 @@ __attribute__((noinline)) void int8_block(const LinearQuantizedArgs& args, Opera
       for (int half = 0; half < kHalves; ++half) sum[r][half] = broadcast_int(0);
     for (int k = 0; k < args.k_padded; k += 4) {
       const uint8_t* columns = weight + static_cast<ptrdiff_t>(k) * kPanelColumns;
-      for (int half = 0; half < kHalves; ++half) ask_ahead<M, Format::kInt8>(columns + 64 * half);
+      if constexpr (kAsksAhead<M, Format::kInt8>)
+        for (int half = 0; half < kHalves; ++half) ahead.ask();
 #pragma GCC unroll 12
       for (int r = 0; r < M; ++r)
 #pragma GCC unroll 2
@@ -127,7 +127,8 @@ struct BlockOfGroups {
 // One group of M rows by a half of a panel or a whole: exact sums of 32 values of k, scaled and added to `total`.
 template <int M, Format format, int halves>
 INTERLEAF_INLINE void add_group(const LinearQuantizedArgs& args, BlockOfGroups<M, format> x, int group,
-                                const uint8_t* columns, ptrdiff_t scale_place, F32x16 (&total)[M][halves]) {
+                                const uint8_t* columns, ptrdiff_t scale_place, WeightsAhead& ahead,
+                                F32x16 (&total)[M][halves]) {
   constexpr bool kNibbles = has_nibbles(format);
   constexpr int kStep = kNibbles ? 8 : 4, kValueBytes = kNibbles ? 1 : kRowValueBytes;
   const auto start = [&](int r) __attribute__((always_inline)) { return zero_of(format) ? x.start(group, r) : 0; };
@@ -137,7 +138,8 @@ INTERLEAF_INLINE void add_group(const LinearQuantizedArgs& args, BlockOfGroups<M
     for (int half = 0; half < halves; ++half) clear_sum(sum[r][half], start(r));
 #pragma GCC unroll 8
   for (int i = 0; i < kGroupSize / kStep; ++i) {
-    for (int half = 0; half < halves; ++half) ask_ahead<M, format>(columns + i * 128 + half * 64);
+    if constexpr (kAsksAhead<M, format>)
+      for (int half = 0; half < halves; ++half) ahead.ask();
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r)
 #pragma GCC unroll 2
@@ -171,10 +173,13 @@ INTERLEAF_INLINE void add_group(const LinearQuantizedArgs& args, BlockOfGroups<M
 template <int M>
 constexpr int kGroupHalves = M > kGroupRowsOfWholePanels ? 1 : kHalves;
 
+template <Format format>
+constexpr int kBytesOfGroup = kGroupSize * kPanelColumns / (has_nibbles(format) ? 2 : 1);
+
 template <int M, typename Y, Format format>
 __attribute__((noinline)) void group_block(const LinearQuantizedArgs& args, BlockOfGroups<M, format> x, int row,
-                                           int panel) {
-  constexpr int kGroupBytes = kGroupSize * kPanelColumns / (has_nibbles(format) ? 2 : 1), kStep = kGroupHalves<M>;
+                                           int panel, WeightsAhead ahead) {
+  constexpr int kGroupBytes = kBytesOfGroup<format>, kStep = kGroupHalves<M>;
   const ptrdiff_t first_group = static_cast<ptrdiff_t>(panel) * args.groups;
   F32x16 y[M][2];
   for (int first = 0; first < 2; first += kStep) {
@@ -184,7 +189,7 @@ __attribute__((noinline)) void group_block(const LinearQuantizedArgs& args, Bloc
       for (int half = 0; half < kStep; ++half) total[r][half] = broadcast(0.0f);
     for (int group = 0; group < args.groups; ++group)
       add_group<M, format, kStep>(args, x, group, args.weight + (first_group + group) * kGroupBytes + first * 64,
-                                  (first_group + group) * kPanelColumns + first * kLanes, total);
+                                  (first_group + group) * kPanelColumns + first * kLanes, ahead, total);
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r)
       for (int half = 0; half < kStep; ++half) y[r][first + half] = total[r][half];
@@ -208,9 +213,13 @@ void int8_vectors(const LinearQuantizedArgs& args, int rows, Range panels, char*
       widen_rows(source, static_cast<size_t>(count) * row_bytes, reinterpret_cast<int16_t*>(scratch));
       x = {reinterpret_cast<const uint8_t*>(scratch), 2 * static_cast<ptrdiff_t>(args.k_padded)};
     }
+    const size_t panel_bytes = row_bytes * kPanelColumns;
+    const int blocks = num_row_blocks(count, kInt8Rows);
     for (int panel = panels.begin; panel < panels.end; ++panel)
       for_row_blocks<kInt8Rows>(count, [&]<int M>(int row) __attribute__((always_inline)) {
-        int8_block<M, Y>(args, {x.data + row * x.stride, x.stride}, first + row, panel);
+        const uint8_t* weight = args.weight + panel_bytes * static_cast<size_t>(panel);
+        const WeightsAhead ahead(weight, panel_bytes, row, count, blocks, kHalves == 1);
+        int8_block<M, Y>(args, {x.data + row * x.stride, x.stride}, first + row, panel, ahead);
       });
   }
 }
@@ -226,9 +235,13 @@ void group_vectors(const LinearQuantizedArgs& args, int rows, Range panels, char
     for_row_blocks<kGroupRowsInRegisters>(count, [&]<int M>(int row) __attribute__((always_inline)) {
       BlockOfGroups<M, format>::lay_out(args, first + row, place(row));
     });
+    const size_t panel_bytes = static_cast<size_t>(kBytesOfGroup<format>) * static_cast<size_t>(args.groups);
+    const int blocks = num_row_blocks(count, kGroupRowsInRegisters);
     for (int panel = panels.begin; panel < panels.end; ++panel)
       for_row_blocks<kGroupRowsInRegisters>(count, [&]<int M>(int row) __attribute__((always_inline)) {
-        group_block<M, Y, format>(args, {place(row)}, first + row, panel);
+        const uint8_t* weight = args.weight + panel_bytes * static_cast<size_t>(panel);
+        const WeightsAhead ahead(weight, panel_bytes, row, count, blocks, kGroupHalves<M> == 1);
+        group_block<M, Y, format>(args, {place(row)}, first + row, panel, ahead);
       });
   }
 }
