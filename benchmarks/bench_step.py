@@ -1,7 +1,7 @@
 """Share of a step that is spent outside of native code, and where: `python benchmarks/bench_step.py`.
 
 A step is timed from one `Worker.execute` to the next, less what native code took in between (as it measures it
-itself). Two kinds are told apart: decode steps, in which each sequence computes one token, and mixed ones, which also
+itself). Steps that the worker does as one have the mean of their times. Two kinds are told apart: decode steps, in which each sequence computes one token, and mixed ones, which also
 compute a part of a prompt. Printed are medians over the steps of a run, for several batch sizes and quantizations, of
 an `LLM` in this process and of the engine's process behind an `AsyncEngine`.
 
@@ -128,11 +128,14 @@ class Recorder:
         self.steps: list[Step] = []
         self._stopwatch = stopwatch
         self._begin: tuple[float, float, dict[str, float], SchedulerOutput] | None = None
+        self._num_steps = 1
         inner = Worker.execute
 
         def execute(worker: Worker, scheduled: SchedulerOutput) -> StepOutput:
             self._note(worker, scheduled)
-            return inner(worker, scheduled)
+            output = inner(worker, scheduled)
+            self._num_steps = output.num_decode_steps
+            return output
 
         Worker.execute = execute  # type: ignore[method-assign]
 
@@ -143,11 +146,13 @@ class Recorder:
             seconds = dict(self._stopwatch.seconds)
         if self._begin is not None:
             begin, native_before, seconds_before, step = self._begin
-            parts = {part: seconds[part] - seconds_before[part] for part in seconds}
+            steps = self._num_steps
+            parts = {part: (seconds[part] - seconds_before[part]) / steps for part in seconds}
+            wall, in_native = (now - begin) / steps, (native - native_before) / steps
             if parts:
-                parts["start and stop"] -= native - native_before
+                parts["start and stop"] -= in_native
             num_sequences, num_tokens = len(step.num_scheduled_tokens), step.total_num_scheduled_tokens
-            self.steps.append(Step(num_sequences, num_tokens, now - begin, native - native_before, parts))
+            self.steps += [Step(num_sequences, num_tokens, wall, in_native, parts)] * steps
         self._begin = now, native, seconds, scheduled
 
 

@@ -12,6 +12,7 @@
 #include "isa.h"
 #include "memory.h"
 #include "merges.h"
+#include "decode_run.h"
 #include "pack.h"
 #include "program.h"
 #include "step_layout.h"
@@ -305,6 +306,17 @@ void bind_runtime(nb::module_& module) {
             return self.read_probe(bytes);
           },
           "bytes"_a, "Gigabytes a second of a plain read of so much memory by all threads.")
+      .def(
+          "run_decode_steps",
+          [](Runtime& self, const Program& program, const interleaf::StepLayout& layout, int num_tokens, int num_logits,
+             int num_sequences, const SamplingArrays& how, int num_steps, const std::vector<int32_t>& ending) {
+            nb::gil_scoped_release released;
+            interleaf::DecodeRun done = interleaf::run_decode_steps(
+                self, program, layout, {num_tokens, num_logits, num_sequences}, at<int32_t>(how.positions), num_steps, ending);
+            return std::pair(std::move(done.tokens), done.nanoseconds);
+          },
+          "program"_a, "layout"_a, "num_tokens"_a, "num_logits"_a, "num_sequences"_a, "how"_a, "num_steps"_a, "ending"_a,
+          "Returns the tokens of each step, and the nanoseconds that the program took. See decode_run.h.")
       .def(
           "sample",
           [](Runtime& self, Address logits, const SamplingArrays& how, int vocab_size, int rows) {

@@ -152,6 +152,10 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     `draft_token_ids[sequence_id]` are guesses at the tokens that will follow. They are computed behind the
     sequence's own tokens (which are then all in this step), and count in `total_num_scheduled_tokens`,
     not in `num_scheduled_tokens`. See docs/speculative_decoding.md.
+
+    With `num_decode_steps` > 1 each of the sequences computes its last token, samples one, computes that, and so on: that
+    many times, or until one of them may be at its end. There are then no drafts, new requests or grammars. See
+    docs/scheduling.md.
     """
 
     step: int
@@ -164,6 +168,7 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     draft_token_ids: dict[str, list[int]] = {}
     grammars: TokenGrammars | None = None
     picked_token_ids: dict[str, int] = {}
+    num_decode_steps: int = 1
 
 
 class BeamCandidates(msgspec.Struct, array_like=True):
@@ -195,6 +200,8 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
 
     A sequence with drafts samples several tokens: the drafts that were accepted, and the one behind them.
     `draft_token_ids` are guesses at what follows `sampled_token_ids`, for the next step.
+
+    `num_decode_steps` is how many were done of those that were scheduled as one.
     """
 
     step: int
@@ -205,6 +212,7 @@ class StepOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     errors: dict[str, str] = {}
     draft_token_ids: dict[str, list[int]] = {}
     candidates: dict[str, BeamCandidates] = {}
+    num_decode_steps: int = 1
 
 
 class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):

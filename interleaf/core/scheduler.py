@@ -10,6 +10,7 @@ import copy
 
 from interleaf.config import CacheConfig, SchedulerConfig
 from interleaf.core.beam_searches import BeamSearches
+from interleaf.core.decode_runs import DecodeRuns
 from interleaf.core.drafts import Drafts
 from interleaf.core.grouped_kv_manager import GroupedKVManager
 from interleaf.core.kv_manager import KVManager
@@ -53,6 +54,7 @@ class Scheduler:
         self._drafts = Drafts(
             self._sequences, self._kv, scheduler_config.max_num_batched_tokens, self._max_total_tokens, self._stats
         )
+        self._decode_runs = DecodeRuns(self._sequences, self._kv, self._max_total_tokens)
         assert scheduler_config.enable_chunked_prefill or (
             scheduler_config.max_num_batched_tokens >= scheduler_config.max_model_len
         ), "without chunked prefill every prompt must fit in one step"
@@ -103,8 +105,12 @@ class Scheduler:
                     self._queue_forks(request.group, 1)
                 self._sequences.retire(request)
 
-    def schedule(self) -> SchedulerOutput:
-        """Choose the tokens of the next step. Call while `has_unfinished()`."""
+    def schedule(self, longest_run: int = 1) -> SchedulerOutput:
+        """Choose the tokens of the next step. Call while `has_unfinished()`.
+
+        Args:
+            longest_run: decode steps that may be done as one. See `DecodeRuns`.
+        """
         output = SchedulerOutput(self._stats.num_steps, {})
         self._stats.num_steps += 1
         num_preemptions = self._stats.num_preemptions
@@ -112,6 +118,7 @@ class Scheduler:
         if self._stats.num_preemptions == num_preemptions:
             self._schedule_waiting(output, reserved)
         self._drafts.schedule(output)
+        self._decode_runs.schedule(output, longest_run)
         output.removed_sequence_ids = self._sequences.take_removed_ids()
         self._searches.tell(output)
         return output
@@ -141,7 +148,9 @@ class Scheduler:
             if request is not None:
                 request.num_computed_tokens += num_tokens
                 num_drafts = len(drafts.get(sequence_id, ())) if drafts else 0
-                self._collect(request, step_output, outputs, num_drafts)
+                self._collect(request, step_output, outputs, num_drafts or step_output.num_decode_steps - 1)
+                if step_output.num_decode_steps < scheduler_output.num_decode_steps:
+                    self._kv.trim(request)
                 if num_drafts:
                     self._drafts.tried(request, num_drafts, len(step_output.sampled_token_ids[sequence_id]) - 1)
         for new in scheduler_output.new_requests:
@@ -376,9 +385,13 @@ class Scheduler:
             self._sequences.enqueue(group.new_sequence(index))
 
     def _collect(
-        self, request: Request, step_output: StepOutput, outputs: list[EngineOutput], num_drafts: int = 0
+        self, request: Request, step_output: StepOutput, outputs: list[EngineOutput], num_ahead: int = 0
     ) -> None:
-        """Take in the results of one sequence, whose computed tokens are already advanced."""
+        """Take in the results of one sequence, whose computed tokens are already advanced.
+
+        Args:
+            num_ahead: tokens that were computed behind those: drafts, or what a run of decode steps has sampled.
+        """
         self._kv.commit(request)
         sequence_id = request.sequence_id
         if sequence_id in step_output.prompt_logprobs:
@@ -400,11 +413,11 @@ class Scheduler:
         if request.group.source.pooling is not None:
             outputs.append(self._finish_pooling(request, step_output.pooled[sequence_id]))
             return
-        output = self._take_sampled(request, step_output, num_drafts)
+        output = self._take_sampled(request, step_output, num_ahead)
         if output is not None:
             outputs.append(output)
 
-    def _take_sampled(self, request: Request, step_output: StepOutput, num_drafts: int) -> EngineOutput | None:
+    def _take_sampled(self, request: Request, step_output: StepOutput, num_ahead: int) -> EngineOutput | None:
         """Put sampled tokens behind a sequence, up to what ends it; what is told of it now."""
         sequence_id = request.sequence_id
         new_token_ids: list[int] = []
@@ -415,9 +428,9 @@ class Scheduler:
             stop = request.stop_reason(self._max_total_tokens)
             if stop is not None:
                 break
-        if num_drafts and len(new_token_ids) > 1:
-            # All but the last are accepted drafts, which are computed.
-            request.num_computed_tokens += min(num_drafts, len(new_token_ids) - 1)
+        if num_ahead and len(new_token_ids) > 1:
+            # All but the last are computed.
+            request.num_computed_tokens += min(num_ahead, len(new_token_ids) - 1)
             self._kv.commit(request)
         if request.grammar is not None:
             request.grammar.accept(new_token_ids)

@@ -47,6 +47,10 @@ def resolve_config(args: EngineArgs, checkpoint: Checkpoint, draft: Checkpoint |
     return config
 
 
+RUN_SECONDS = 0.1
+"""Of decode steps that are done as one: nothing comes meanwhile, but an interrupt may."""
+
+
 class InProcessClient:
     """An engine in this process, stepped by the caller.
 
@@ -65,7 +69,7 @@ class InProcessClient:
         )
         if draft is not None:
             draft.close()
-        self._core: EngineCore | None = EngineCore(self.config, worker)
+        self._core: EngineCore | None = EngineCore(self.config, worker, RUN_SECONDS)
 
     @property
     def core(self) -> EngineCore:

@@ -50,12 +50,19 @@ class StepTimes:
 
 
 class EngineCore:
-    def __init__(self, config: EngineConfig, executor: Executor) -> None:
+    """
+    Args:
+        run_seconds: how long a run of decode steps (see `DecodeRuns`) may take: whatever comes meanwhile waits.
+    """
+
+    def __init__(self, config: EngineConfig, executor: Executor, run_seconds: float = 0.0) -> None:
         self._scheduler = Scheduler(config.scheduler, config.cache)
         self.grammars = GrammarQueue()
         self._checker = TokenChecker(config.threads)
         self._executor: Executor | None = executor
         self._times = StepTimes()
+        self._run_seconds = run_seconds if config.speculative is None else 0.0
+        self._longest_run = 1
         self._admitted: dict[str, float] = {}
         """Sequence -> when it was admitted, until its next token tells so."""
 
@@ -120,7 +127,7 @@ class EngineCore:
     def schedule(self) -> SchedulerOutput:
         """Choose what the next step computes."""
         begin = time.perf_counter()
-        scheduled = self._scheduler.schedule()
+        scheduled = self._scheduler.schedule(self._longest_run)
         for sequence_id in scheduled.removed_sequence_ids:
             self._admitted.pop(sequence_id, None)
         held = self._scheduler.held_sequences(scheduled)
@@ -136,7 +143,9 @@ class EngineCore:
         assert self._executor is not None, "nothing is computed while the engine sleeps"
         begin = time.perf_counter()
         result = self._executor.execute(scheduled)
-        self._times.execute += time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        self._longest_run = max(1, int(self._run_seconds * result.num_decode_steps / seconds))
+        self._times.execute += seconds
         return result
 
     def update(self, scheduled: SchedulerOutput, result: StepOutput) -> EngineOutputs:
@@ -147,9 +156,10 @@ class EngineCore:
             for output in outputs:
                 name = output.request_id if output.index == 0 else f"{output.request_id}.{output.index}"
                 output.scheduled_time = self._admitted.pop(name, 0.0)
-        self._times.num_steps += 1
+        self._times.num_steps += result.num_decode_steps
         self._times.update += time.perf_counter() - begin
-        return EngineOutputs(outputs, None, scheduled.step, scheduled.total_num_scheduled_tokens)
+        num_tokens = scheduled.total_num_scheduled_tokens * result.num_decode_steps
+        return EngineOutputs(outputs, None, scheduled.step, num_tokens)
 
     @property
     def sleeping(self) -> bool:

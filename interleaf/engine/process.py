@@ -50,6 +50,8 @@ logger = get_logger("interleaf.engine.process")
 
 SWITCH_SECONDS = 0.0005
 """How long one Python thread may keep another waiting: computing must not wait for sending."""
+RUN_SECONDS = 0.02
+"""Of decode steps that are done as one: so long a new request may wait until it is looked at."""
 PR_SET_PDEATHSIG = 1
 STATS_SECONDS = 0.25
 """Front ends without news of their own hear of the engine's state this often while it computes."""
@@ -269,7 +271,7 @@ def load(start: wire.EngineStart) -> Loaded:
         neighbour = os.getppid() if config.threads >= usable_cores() else 0
         return Worker(config, checkpoint.tensors, logits_processors, draft_tensors, neighbour)
 
-    return Ready(config), EngineCore(config, make_executor()), make_executor
+    return Ready(config), EngineCore(config, make_executor(), RUN_SECONDS), make_executor
 
 
 def serve(start: wire.EngineStart, load: Callable[[wire.EngineStart], Loaded]) -> int:

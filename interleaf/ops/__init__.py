@@ -171,23 +171,6 @@ class Graph(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """`Ops.decoding` where it cannot be done in one go."""
-
-    ops: Ops
-    body: Graph
-    head: Graph
-    sampling: SamplingInput
-    tokens: np.ndarray
-
-    def run(self, size: StepSize) -> None:
-        self.body.run(size)
-        logits = self.head.run(size)
-        assert logits is not None
-        self.tokens[: size.num_logits] = self.ops.sample(logits, self.sampling)
-
-
 class StepLayout(Protocol):
     """Fills the inputs of one step after the other, on the same arrays."""
 
@@ -204,6 +187,45 @@ class StepLayout(Protocol):
         Returns:
             the tokens.
         """
+
+
+class Decoding(Protocol):
+    """Body, head and sampling of steps whose logits nothing else looks at."""
+
+    def run(self, layout: StepLayout, size: StepSize, num_steps: int, ending: frozenset[int]) -> list[list[int]]:
+        """Compute the step that is laid out and take in its tokens; then go on, each sequence with the token it has sampled.
+
+        Args:
+            num_steps: in all, at most; of further ones the first step has one token, and one sample, a sequence.
+            ending: tokens behind which the run ends, be they any sequence's.
+
+        Returns:
+            the tokens of each step, by sample.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class StepwiseDecoding:
+    """`Ops.decoding` where it cannot be done in one go."""
+
+    ops: Ops
+    body: Graph
+    head: Graph
+    sampling: SamplingInput
+    tokens: np.ndarray
+
+    def run(self, layout: StepLayout, size: StepSize, num_steps: int, ending: frozenset[int]) -> list[list[int]]:
+        done: list[list[int]] = []
+        while True:
+            self.body.run(size)
+            logits = self.head.run(size)
+            assert logits is not None
+            self.tokens[: size.num_logits] = self.ops.sample(logits, self.sampling)
+            done.append(layout.advance(size.num_sequences, size.num_logits))
+            if len(done) == num_steps or not ending.isdisjoint(done[-1]):
+                return done
+            layout.write(size.num_sequences)
+            self.sampling.positions[: size.num_logits] += 1
 
 
 class Ops(Protocol):
@@ -299,8 +321,8 @@ class Ops(Protocol):
         `logits`: its result, float32 with a row for each of `inputs.logits_index`, is wanted on the host.
         """
 
-    def decoding(self, body: Graph, head: Graph, sampling: SamplingInput, tokens: np.ndarray) -> Graph:
-        """`body`, `head` and `sample` in one go, for steps in which nothing else looks at the logits.
+    def decoding(self, body: Graph, head: Graph, sampling: SamplingInput, tokens: np.ndarray) -> Decoding:
+        """`body`, `head` and `sample` in one go.
 
         Args:
             sampling: arrays that stay where they are; [max logits], as are `tokens` (int32), which get the result.

@@ -26,8 +26,10 @@ from interleaf.ops import (
     LogprobsOutput,
     ModelInput,
     SamplingInput,
+    StepLayout,
     StepRows,
     StepSize,
+    StepwiseDecoding,
 )
 from interleaf.ops.cpu_memory import VALUE_BYTES, Arena, Buffer, Scratch, WeightStore, address_of, view
 from interleaf.ops.cpu_step import CpuStepLayout, Sampled
@@ -103,15 +105,17 @@ class CpuDecoding:
 
     def __init__(self, ops: CpuOps, body: CpuGraph, head: CpuGraph, sampled: Sampled) -> None:
         self._ops = ops
-        self._kept = (body, head, sampled)
+        self._kept = (body, head)
+        self._sampled = sampled
         self._program = _native.Program()
         self._program.append(body.program)
         self._program.append(head.program)
         logits = head.logits
         self._program.sample(logits=address_of(logits), how=sampled.arrays, vocab_size=logits.shape[1])
 
-    def run(self, size: StepSize) -> None:
-        self._ops.run(self._program, size)
+    def run(self, layout: StepLayout, size: StepSize, num_steps: int, ending: frozenset[int]) -> list[list[int]]:
+        assert isinstance(layout, CpuStepLayout)
+        return self._ops.run_decode_steps(self._program, layout, size, self._sampled, num_steps, ending)
 
 
 class EagerGraph:
@@ -430,12 +434,28 @@ class CpuOps:
         """Run a recorded program, and count its time."""
         self.kernel_nanoseconds += self.runtime.run(program, size.num_tokens, size.num_logits, size.num_sequences)
 
+    def run_decode_steps(
+        self,
+        program: _native.Program,
+        layout: CpuStepLayout,
+        size: StepSize,
+        sampled: Sampled,
+        num_steps: int,
+        ending: frozenset[int],
+    ) -> list[list[int]]:
+        """See `Decoding.run`."""
+        tokens, nanoseconds = self.runtime.run_decode_steps(
+            program, layout.native, size.num_tokens, size.num_logits, size.num_sequences, sampled.arrays, num_steps, [*ending]
+        )
+        self.kernel_nanoseconds += nanoseconds
+        return tokens
+
     # Sampling
 
-    def decoding(self, body: Graph, head: Graph, sampling: SamplingInput, tokens: np.ndarray) -> CpuDecoding | Decoding:
+    def decoding(self, body: Graph, head: Graph, sampling: SamplingInput, tokens: np.ndarray) -> Decoding:
         if isinstance(body, CpuGraph) and isinstance(head, CpuGraph):
             return CpuDecoding(self, body, head, Sampled(sampling, tokens))
-        return Decoding(self, body, head, sampling, tokens)
+        return StepwiseDecoding(self, body, head, sampling, tokens)
 
     def step_layout(self, batch: BatchRows, step: StepRows, inputs: ModelInput, block_size: int) -> CpuStepLayout:
         return CpuStepLayout(batch, step, inputs, block_size)

@@ -17,7 +17,7 @@ class CpuStepLayout:
         given = (step.rows, step.counts, step.num_drafts)
         samples = (step.sample_places, step.sample_index, step.sample_rows, step.sample_positions, step.sample_drafts)
         passed = (inputs.token_ids, inputs.positions, inputs.query_start, inputs.context_lengths, inputs.sequence_rows)
-        native = _native.StepLayout(
+        self.native = _native.StepLayout(
             token_ids=address_of(batch.token_ids),
             token_stride=batch.token_ids.shape[1],
             num_tokens=address_of(batch.num_tokens),
@@ -34,8 +34,8 @@ class CpuStepLayout:
             block_size=block_size,
         )
         # The bound methods: one call less in each step.
-        self.write = native.write
-        self.advance = native.advance
+        self.write = self.native.write
+        self.advance = self.native.advance
 
 
 class Sampled:

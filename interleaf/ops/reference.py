@@ -18,13 +18,13 @@ from interleaf.host_tensor import HostTensor
 from interleaf.ops import (
     AttentionShape,
     BatchRows,
-    Decoding,
     Graph,
     LogprobsOutput,
     ModelInput,
     SamplingInput,
     StepRows,
     StepSize,
+    StepwiseDecoding,
 )
 from interleaf.ops.dequantize_reference import dequantize_f32
 from interleaf.ops.step_layout_reference import ReferenceStepLayout
@@ -234,8 +234,8 @@ class ReferenceOps:
 
     # Around the forward pass
 
-    def decoding(self, body: Graph, head: Graph, sampling: SamplingInput, tokens: np.ndarray) -> Decoding:
-        return Decoding(self, body, head, sampling, tokens)
+    def decoding(self, body: Graph, head: Graph, sampling: SamplingInput, tokens: np.ndarray) -> StepwiseDecoding:
+        return StepwiseDecoding(self, body, head, sampling, tokens)
 
     def step_layout(self, batch: BatchRows, step: StepRows, inputs: ModelInput, block_size: int) -> ReferenceStepLayout:
         return ReferenceStepLayout(batch, step, inputs, block_size)

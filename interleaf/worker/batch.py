@@ -34,6 +34,7 @@ class Batch:
         num_blocks_seen: blocks below this number have been in use.
         num_candidates: int32 [rows]: next tokens that are wanted of a beam; 0 for what is none.
         wanting_logprobs, wanting_prompt_logprobs, beams: the rows of which there is something to do.
+        ending_token_ids: by row: tokens that may end its sequence.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int = 1) -> None:
@@ -56,6 +57,7 @@ class Batch:
         self.wanting_logprobs: set[int] = set()
         self.wanting_prompt_logprobs: set[int] = set()
         self.beams: set[int] = set()
+        self.ending_token_ids: list[frozenset[int]] = [frozenset()] * max_num_seqs
         self.num_blocks_seen = 0
         self.row_of: dict[str, int] = {}
         self.sampling_input = SamplingInput(
@@ -100,6 +102,8 @@ class Batch:
             self.wanting_prompt_logprobs.add(row)
         if request.num_candidates:
             self.beams.add(row)
+        ending = () if params.ignore_eos else request.eos_token_ids
+        self.ending_token_ids[row] = frozenset(ending).union(params.stop_token_ids or ())
         self._sampled_rows = b""
         return row
 
@@ -111,6 +115,10 @@ class Batch:
             for special in (self.wanting_logprobs, self.wanting_prompt_logprobs, self.beams):
                 special.discard(row)
         return row
+
+    def ending(self, rows: np.ndarray) -> frozenset[int]:
+        """Tokens that may end a sequence, whichever of `rows` it is."""
+        return frozenset().union(*(self.ending_token_ids[row] for row in rows.tolist()))
 
     def update_block_table(self, update: BlockTableUpdate) -> None:
         row = self.row_of[update.sequence_id]

@@ -83,12 +83,7 @@ class Runner:
         step.lay_out(scheduled)
         self._sampler.held = HeldRows.of(scheduled.grammars, batch.row_of, batch.num_tokens)
         samples = step.samples(forks)
-        if samples.drafts is None and 0 < len(samples.rows) <= LOGITS_ROWS and self._sampler.samples_as_is:
-            self._decode(samples, output)
-        else:
-            self._body.run(step.size)
-            self._sample(samples, output)
-            batch.num_computed_tokens[step.rows] = step.computed
+        self._compute(samples, output, scheduled.num_decode_steps)
         if batch.beams:
             self._find_candidates(output)
         if self._sampler.failures:
@@ -155,15 +150,36 @@ class Runner:
         [(_, logits)] = self._logits(index)
         return logits if places is None else logits[places]
 
-    def _decode(self, samples: Samples, output: StepOutput) -> None:
-        """Compute the step and sample each sequence's token in one go."""
+    def _compute(self, samples: Samples, output: StepOutput, num_steps: int) -> None:
+        """Compute what is laid out, and sample; then go on for as many steps as are wanted.
+
+        A run ends early with a token that may be a sequence's last.
+        """
+        ending = self._batch.ending(samples.rows) if num_steps > 1 else frozenset()
+        if samples.drafts is None and 0 < len(samples.rows) <= LOGITS_ROWS and self._sampler.samples_as_is:
+            self._decode(samples, output, num_steps, ending)
+            return
+        while True:
+            self._body.run(self._step.size)
+            self._sample(samples, output)
+            self._batch.num_computed_tokens[self._step.rows] = self._step.computed
+            if output.num_decode_steps == num_steps or self._sampler.failures:
+                return
+            if any(tokens[-1] in ending for tokens in output.sampled_token_ids.values()):
+                return
+            self._step.go_on()
+            samples = self._step.samples([])
+            output.num_decode_steps += 1
+
+    def _decode(self, samples: Samples, output: StepOutput, num_steps: int, ending: frozenset[int]) -> None:
+        """Compute and sample each sequence's tokens in one go."""
         count = len(samples.rows)
         self._inputs.logits_index[:count] = samples.index
         self._batch.sampling(samples.rows, samples.positions)
-        self._decoding.run(StepSize(self._step.size.num_tokens, self._step.size.num_sequences, count))
-        output.sampled_token_ids = {
-            name: [token] for name, token in zip(samples.names, self._step.advance(count), strict=True)
-        }
+        size = StepSize(self._step.size.num_tokens, self._step.size.num_sequences, count)
+        steps = self._decoding.run(self._step.layout, size, num_steps, ending)
+        output.sampled_token_ids = {name: tokens for name, *tokens in zip(samples.names, *steps, strict=True)}
+        output.num_decode_steps = len(steps)
 
     def _sample(self, samples: Samples, output: StepOutput) -> None:
         """Sample each sequence's token of logits that others may look at, or change."""

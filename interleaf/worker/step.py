@@ -50,6 +50,7 @@ class Step:
     Fields:
         names: of the sequences that are computed.
         size: tokens and sequences.
+        layout: what writes the inputs, and takes in tokens.
     """
 
     def __init__(self, ops: Ops, batch: Batch, inputs: ModelInput, block_size: int) -> None:
@@ -59,7 +60,7 @@ class Step:
         self._batch = batch
         self._inputs = inputs
         known = BatchRows(batch.token_ids, batch.num_tokens, batch.num_computed_tokens, batch.samples)
-        self._layout = ops.step_layout(known, self._arrays, inputs, block_size)
+        self.layout = ops.step_layout(known, self._arrays, inputs, block_size)
         # Tables of several groups of layers differ.
         self._prefixes = None if inputs.more_groups else SharedPrefixes(inputs, block_size)
         self._has_drafts = False
@@ -79,8 +80,15 @@ class Step:
         arrays.counts[:count] = np.fromiter(scheduled.num_scheduled_tokens.values(), np.int32, count)
         if scheduled.draft_token_ids or self._has_drafts:
             self._put_drafts(scheduled.draft_token_ids)
-        num_tokens, self._num_samples = self._layout.write(count)
-        self.size = StepSize(num_tokens, count)
+        self._write(count, changed)
+
+    def go_on(self) -> None:
+        """Write the inputs of a further step of the same sequences, of which each computes the token it has sampled."""
+        self._write(self.size.num_sequences, changed=False)
+
+    def _write(self, num_sequences: int, changed: bool) -> None:
+        num_tokens, self._num_samples = self.layout.write(num_sequences)
+        self.size = StepSize(num_tokens, num_sequences)
         if self._prefixes is not None:
             self._prefixes.note(self.rows, self.starts, self.counts, changed)
 
@@ -126,13 +134,9 @@ class Step:
         arrays.sample_positions[part] = batch.num_tokens[rows]
         arrays.sample_drafts[part] = -1
 
-    def advance(self, num_samples: int) -> list[int]:
-        """Put `tokens`, as many as `samples` has told of, into the batch; returns them."""
-        return self._layout.advance(self.size.num_sequences, num_samples)
-
     @property
     def tokens(self) -> np.ndarray:
-        """Int32 [max logits]: where tokens are to be left for `advance`."""
+        """Int32 [max logits]: where tokens are to be left for `layout`."""
         return self._arrays.tokens
 
     @property

@@ -159,7 +159,7 @@ class MemoryWorker:
             drafts = output.draft_token_ids.get(sequence_id, [])
             if sequence_id in output.draft_token_ids:
                 assert drafts and num_tokens == len(held.tokens) - held.num_computed
-            num_tokens += len(drafts)
+            num_tokens += len(drafts) + output.num_decode_steps - 1
             first, last = held.num_computed // self.block_size, (held.num_computed + num_tokens - 1) // self.block_size
             for table in held.tables:
                 assert len(table) == last + 1, "blocks are taken on demand"
@@ -192,7 +192,27 @@ class MemoryWorker:
             elif held.num_computed == len(held.tokens):
                 self._verify(held, output.draft_token_ids.get(held.new.sequence_id, []), step)
                 self._propose(held, step)
+        self._go_on(list(scheduled.values()), output, step)
+        for held in scheduled.values():
+            # What was taken for drafts that are wrong, or steps that were not done, is given back.
+            for table in held.tables:
+                del table[-(-len(held.tokens) // self.block_size) :]
         return step
+
+    def _go_on(self, scheduled: list[Held], output: SchedulerOutput, step: StepOutput) -> None:
+        """The further steps of a run, up to the first in which a sequence may end."""
+        if output.num_decode_steps == 1:
+            return
+        assert not output.draft_token_ids and not output.new_requests
+        assert all(held.num_computed == len(held.tokens) - 1 for held in scheduled)
+        while step.num_decode_steps < output.num_decode_steps and not any(map(_may_end, scheduled)):
+            step.num_decode_steps += 1
+            for held in scheduled:
+                self._check_context(held, held.num_computed)
+                for group in range(len(self.windows)):
+                    self.slots[self._slot(held, held.num_computed, group)] = group, held.tags[-1]
+                held.num_computed += 1
+                self._sample(held, step)
 
     def _verify(self, held: Held, drafts: list[int], step: StepOutput) -> None:
         """Write what drafts would, then sample behind each until one is wrong."""
@@ -205,8 +225,6 @@ class MemoryWorker:
             if held.tokens[-1] != draft:
                 break
             held.num_computed += 1
-        for table in held.tables:
-            del table[-(-len(held.tokens) // self.block_size) :]
 
     def _propose(self, held: Held, step: StepOutput) -> None:
         """What will be sampled, but every third token is wrong."""
@@ -254,3 +272,10 @@ class MemoryWorker:
         step.sampled_token_ids.setdefault(held.new.sequence_id, []).append(token_id)
         if held.new.params.logprobs is not None:
             step.logprobs.setdefault(held.new.sequence_id, []).append(TokenLogprobs([token_id], [-1.0], 1))
+
+
+def _may_end(held: Held) -> bool:
+    """Whether its last token is one that ends a sequence, be it too early."""
+    params = held.new.params
+    ends = () if params.ignore_eos else held.new.eos_token_ids
+    return held.tokens[-1] in ends or held.tokens[-1] in (params.stop_token_ids or ())

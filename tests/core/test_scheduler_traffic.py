@@ -14,7 +14,7 @@ from interleaf.config import CacheConfig, SchedulerConfig
 from interleaf.core.scheduler import Scheduler
 from interleaf.errors import ParameterError, PromptTooLongError
 from interleaf.messages import EngineOutput, EngineRequest, FinishReason
-from interleaf.params import BeamSettings, SamplingParams
+from interleaf.params import BeamSettings, RequestOutputKind, SamplingParams
 from tests.core.memory_worker import MemoryWorker, generate, search
 
 BLOCK_SIZE = 4
@@ -62,8 +62,11 @@ class Traffic(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority"]),
         max_drafts=st.sampled_from([0, 0, 1, 6]),
         windows=st.sampled_from([(0,), (0,), (6,), (0, 5), (0, 0, 7, 7, 3), (2, 9)]),
+        longest_run=st.sampled_from([1, 2, 5, 100]),
     )
-    def start(self, num_blocks, max_num_seqs, budget, threshold, chunked, caching, policy, max_drafts, windows):
+    def start(
+        self, num_blocks, max_num_seqs, budget, threshold, chunked, caching, policy, max_drafts, windows, longest_run
+    ):
         budget = budget if chunked else MAX_MODEL_LEN
         self.scheduler_config = SchedulerConfig(max_num_seqs, budget, MAX_MODEL_LEN, chunked, threshold, policy)
         layout = CacheLayout(windows, (), min(budget, (threshold if chunked else 0) or budget))
@@ -71,6 +74,7 @@ class Traffic(RuleBasedStateMachine):
         self.max_total = min(MAX_MODEL_LEN, self.cache_config.num_slots + 1)
         self.clients: dict[str, Client] = {}
         self.max_drafts = max_drafts
+        self.longest_run = 1 if max_drafts else longest_run
         self.boot()
 
     def boot(self):
@@ -89,13 +93,14 @@ class Traffic(RuleBasedStateMachine):
         prompt_logprobs=st.sampled_from([None, None, None, 0]),
         extras=st.sampled_from([{}, {"ignore_eos": True}, {"stop_token_ids": [STOP_TOKEN]}, {"logprobs": 0}]),
         salt=st.sampled_from([None, None, None, "salt"]),
+        output_kind=st.sampled_from([RequestOutputKind.FINAL_ONLY, RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA]),
         seed=st.integers(0, 3) | st.just(2**63 - 2),
         width=st.sampled_from([None, None, 2, 3]),
         early_stopping=st.sampled_from([False, True, "never"]),
     )
     def arrive(
-        self, prefix, suffix, n, priority, max_tokens, min_tokens, prompt_logprobs, extras, salt, seed, width,
-        early_stopping,
+        self, prefix, suffix, n, priority, max_tokens, min_tokens, prompt_logprobs, extras, salt, output_kind, seed,
+        width, early_stopping,
     ):  # fmt: skip
         beam = width and BeamSettings(width, early_stopping=early_stopping)
         params = SamplingParams(
@@ -105,6 +110,7 @@ class Traffic(RuleBasedStateMachine):
             max_tokens=max_tokens,
             min_tokens=min(min_tokens, max_tokens or 3),
             prompt_logprobs=prompt_logprobs,
+            output_kind=output_kind,
             **extras,
         )
         request_id = f"r{len(self.clients)}"
@@ -178,7 +184,8 @@ class Traffic(RuleBasedStateMachine):
         assert self.scheduler.has_unfinished() == (live > 0)
 
     def step(self, between=lambda: None):
-        output = self.scheduler.schedule()
+        output = self.scheduler.schedule(self.longest_run)
+        assert 1 <= output.num_decode_steps <= self.longest_run
         assert 0 < output.total_num_scheduled_tokens <= self.scheduler_config.max_num_batched_tokens
         assert len(self.worker.sequences) <= self.scheduler_config.max_num_seqs + len(output.removed_sequence_ids)
         self.scheduler.check_invariants()
