@@ -380,7 +380,7 @@ NB_MODULE(_native, module) {
       .def_prop_ro("address", [](const interleaf::Memory& memory) { return reinterpret_cast<Address>(memory.data()); })
       .def_prop_ro("bytes", &interleaf::Memory::bytes)
       .def("touch_ahead", &interleaf::Memory::touch_ahead, "used"_a, "ahead"_a,
-           "Have `ahead` bytes beyond those in use touched in the background, when a core has nothing else to do.");
+           "Have `ahead` bytes beyond those in use touched in the background, while the process computes nothing.");
   nb::enum_<Format>(module, "Format")
       .value("INT8", Format::kInt8)
       .value("GROUP4", Format::kGroup4)

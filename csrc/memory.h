@@ -1,8 +1,8 @@
 // Page-aligned zeroed memory that asks for huge pages, and gives everything back when it goes.
 //
 // The system hands out a page when it is first touched, which takes long: about 0.1 ms a megabyte, and 2 ms on a virtual
-// machine whose host has to find the page first. So a region may be touched ahead of its use, in a thread of the lowest
-// priority (SCHED_IDLE), which runs when a core has nothing else to do.
+// machine whose host has to find the page first. So a region may be touched ahead of its use, by a thread that works while
+// the rest of the process is idle: a page that is being found holds up whoever gets its core, whatever the priorities.
 #pragma once
 
 #include <sys/mman.h>

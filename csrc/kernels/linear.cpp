@@ -110,11 +110,9 @@ __attribute__((noinline)) void row_block(const LinearArgs& args, Rows rows, int 
   for (int k = 0; k < args.k; k += rows.slice_depth, x += rows.rows * rows.stride) {
     const int depth = lower(rows.slice_depth, args.k - k);
     const B* here = weight + static_cast<ptrdiff_t>(k / kDeep) * kStride;
-    // With one row of bf16 the hardware runs ahead by itself. With more work for each column, the products that wait
-    // for their operands keep later loads from starting.
     const auto columns = [here, &ahead](int j) __attribute__((always_inline)) {
       const B* row = here + static_cast<ptrdiff_t>(j) * kStride;
-      if constexpr (M > 1 || !kHasBf16Product) {
+      if constexpr (kAsksAhead<M>) {
         ahead.ask();
         ahead.ask();
       }

@@ -12,6 +12,11 @@ constexpr bool kHasBf16Product = true;
 constexpr bool kHasBf16Product = false;
 #endif
 
+// Whether blocks of M rows ask for weights. With several rows, products that wait for their operands keep later loads from
+// starting. One row waits for nothing but memory: CPUs that have the product of bf16 run ahead of it by themselves.
+template <int M>
+constexpr bool kAsksAhead = M > 1 || !kHasBf16Product;
+
 // Asks memory for weights before a product comes to them, once for each 64 bytes that it reads. When there are several
 // passes over a panel they ask for the next one, evenly: memory is slower than one pass, and faster than two. A single
 // pass asks for what lies a little ahead of it.

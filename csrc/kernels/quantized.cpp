@@ -41,10 +41,8 @@ constexpr int kInt8Rows = kHasByteProduct ? 6 : 4, kGroupRowsInRegisters = 4, kG
 constexpr int kInt8Rows = 1, kGroupRowsInRegisters = 1, kGroupRowsOfWholePanels = 1;
 #endif
 
-// With several rows, or much to do for each column, products that wait for their operands keep later loads from
-// starting. One row of bytes with VNNI waits for nothing but memory, and the hardware runs ahead of it.
 template <int M, Format format>
-constexpr bool kAsksAhead = M > 1 || has_nibbles(format) || !kHasByteProduct;
+constexpr bool kAsks = kAsksAhead<M> || has_nibbles(format);  // nibbles give each column more to do
 
 template <int M, typename Y>
 __attribute__((noinline)) void int8_block(const LinearQuantizedArgs& args, OperandRows x, int row, int panel,
@@ -58,7 +56,7 @@ __attribute__((noinline)) void int8_block(const LinearQuantizedArgs& args, Opera
       for (int half = 0; half < kHalves; ++half) sum[r][half] = broadcast_int(0);
     for (int k = 0; k < args.k_padded; k += 4) {
       const uint8_t* columns = weight + static_cast<ptrdiff_t>(k) * kPanelColumns;
-      if constexpr (kAsksAhead<M, Format::kInt8>)
+      if constexpr (kAsks<M, Format::kInt8>)
         for (int half = 0; half < kHalves; ++half) ahead.ask();
 #pragma GCC unroll 12
       for (int r = 0; r < M; ++r)
@@ -138,7 +136,7 @@ INTERLEAF_INLINE void add_group(const LinearQuantizedArgs& args, BlockOfGroups<M
     for (int half = 0; half < halves; ++half) clear_sum(sum[r][half], start(r));
 #pragma GCC unroll 8
   for (int i = 0; i < kGroupSize / kStep; ++i) {
-    if constexpr (kAsksAhead<M, format>)
+    if constexpr (kAsks<M, format>)
       for (int half = 0; half < halves; ++half) ahead.ask();
 #pragma GCC unroll 12
     for (int r = 0; r < M; ++r)
