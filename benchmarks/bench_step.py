@@ -1,9 +1,10 @@
 """Share of a step that is spent outside of native code, and where: `python benchmarks/bench_step.py`.
 
 A step is timed from one `Worker.execute` to the next, less what native code took in between (as it measures it
-itself). Steps that the worker does as one have the mean of their times. Two kinds are told apart: decode steps, in which each sequence computes one token, and mixed ones, which also
-compute a part of a prompt. Printed are medians over the steps of a run, for several batch sizes and quantizations, of
-an `LLM` in this process and of the engine's process behind an `AsyncEngine`.
+itself). Steps that the worker does as one have the mean of their times. Two kinds are told apart: decode steps, in
+which each sequence computes one token, and mixed ones, which also compute a part of a prompt. Printed are medians over
+the steps of a run, for several batch sizes and quantizations, of an `LLM` in this process and of the engine's process
+behind an `AsyncEngine`.
 
 With `--parts`, a stopwatch on the functions in `PARTS` tells where the time goes; it costs some time itself, so that
 the shares are printed without it.

@@ -112,7 +112,8 @@ INTERLEAF_INLINE F32x16 butterfly(F32x16 x) {
   if constexpr (distance == 2) other = _mm512_permute_ps(x.v, 0x4e);
   if constexpr (distance == 1) other = _mm512_permute_ps(x.v, 0xb1);
   constexpr __mmask16 kUpper = distance == 8 ? 0xff00 : distance == 4 ? 0xf0f0 : distance == 2 ? 0xcccc : 0xaaaa;
-  return {_mm512_mask_sub_ps(_mm512_add_ps(x.v, other), kUpper, other, x.v)};
+  const __m512 sign = _mm512_mask_blend_ps(kUpper, _mm512_set1_ps(1.0f), _mm512_set1_ps(-1.0f));
+  return {_mm512_fmadd_ps(x.v, sign, other)};
 }
 INTERLEAF_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // 1 / a for a >= 1 within an ulp or so: an estimate and a Newton step, where a division would hold up the unit.
@@ -122,6 +123,7 @@ INTERLEAF_INLINE F32x16 reciprocal(F32x16 a) {
   return {_mm512_fmadd_ps(estimate, error, estimate)};
 }
 INTERLEAF_INLINE F32x16 maximum(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+INTERLEAF_INLINE F32x16 largest_magnitude(F32x16 top, F32x16 x) { return {_mm512_range_ps(top.v, x.v, 0b1011)}; }
 INTERLEAF_INLINE F32x16 minimum(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 INTERLEAF_INLINE F32x16 round_nearest(F32x16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 // a * 2^n for whole n in [-126, 127].
@@ -197,6 +199,9 @@ INTERLEAF_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
 INTERLEAF_INLINE F32x16 maximum(F32x16 x, F32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+INTERLEAF_INLINE F32x16 largest_magnitude(F32x16 top, F32x16 x) {
+  return maximum(maximum(x, broadcast(0.0f) - x), top);
+}
 INTERLEAF_INLINE F32x16 minimum(F32x16 x, F32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 INTERLEAF_INLINE F32x16 round_nearest(F32x16 x) {
   return {_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
@@ -245,6 +250,9 @@ INTERLEAF_INLINE F32x16 butterfly(F32x16 x) {
 }
 INTERLEAF_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) { INTERLEAF_EACH(x.v[i] * y.v[i] + z.v[i]); }
 INTERLEAF_INLINE F32x16 maximum(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
+INTERLEAF_INLINE F32x16 largest_magnitude(F32x16 top, F32x16 x) {
+  return maximum(maximum(x, broadcast(0.0f) - x), top);
+}
 INTERLEAF_INLINE F32x16 minimum(F32x16 x, F32x16 y) { INTERLEAF_EACH(x.v[i] < y.v[i] ? x.v[i] : y.v[i]); }
 INTERLEAF_INLINE F32x16 round_nearest(F32x16 x) { INTERLEAF_EACH(__builtin_nearbyintf(x.v[i])); }
 INTERLEAF_INLINE float power_of_two(int n) {

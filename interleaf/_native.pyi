@@ -38,7 +38,7 @@ class Memory:
 
     def touch_ahead(self, used: int, ahead: int) -> None:
         """
-        Have `ahead` bytes beyond those in use touched in the background, when a core has nothing else to do.
+        Have `ahead` bytes beyond those in use touched in the background, while the process computes nothing.
         """
 
 class Format(enum.Enum):
@@ -156,6 +156,11 @@ class Runtime:
 
     def read_probe(self, bytes: int) -> float:
         """Gigabytes a second of a plain read of so much memory by all threads."""
+
+    def run_decode_steps(self, program: Program, layout: StepLayout, num_tokens: int, num_logits: int, num_sequences: int, how: SamplingArrays, num_steps: int, ending: Sequence[int]) -> tuple[list[list[int]], int]:
+        """
+        Returns the tokens of each step, and the nanoseconds that the program took. See decode_run.h.
+        """
 
     def sample(self, logits: int, how: SamplingArrays, vocab_size: int, rows: int) -> int:
         """Returns the nanoseconds it took."""

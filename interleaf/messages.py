@@ -153,9 +153,9 @@ class SchedulerOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     sequence's own tokens (which are then all in this step), and count in `total_num_scheduled_tokens`,
     not in `num_scheduled_tokens`. See docs/speculative_decoding.md.
 
-    With `num_decode_steps` > 1 each of the sequences computes its last token, samples one, computes that, and so on: that
-    many times, or until one of them may be at its end. There are then no drafts, new requests or grammars. See
-    docs/scheduling.md.
+    With `num_decode_steps` > 1 each of the sequences computes its last token, samples one, computes that, and so
+    on: that many times, or until one of them may be at its end. There are then no drafts, new requests or
+    grammars. See docs/scheduling.md.
     """
 
     step: int

@@ -5,13 +5,10 @@ namespace interleaf::INTERLEAF_LEVEL {
 namespace {
 
 template <typename X>
-INTERLEAF_INLINE float largest_magnitude(const X* x, int count) {
+INTERLEAF_INLINE float largest_of(const X* x, int count) {
   F32x16 top = broadcast(0.0f);
   int i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const F32x16 v = load(x + i);
-    top = maximum(maximum(v, broadcast(0.0f) - v), top);
-  }
+  for (; i + kLanes <= count; i += kLanes) top = largest_magnitude(top, load(x + i));
   float result = reduce_max(top);
   for (; i < count; ++i) {
     const float v = to_float(x[i]);
@@ -61,7 +58,7 @@ INTERLEAF_INLINE float quantize_up_to(float top, const X* x, int count, int zero
 
 template <typename X>
 INTERLEAF_INLINE float quantize_span(const X* x, int count, int zero, uint8_t* y) {
-  return quantize_up_to(largest_magnitude(x, count), x, count, zero, y);
+  return quantize_up_to(largest_of(x, count), x, count, zero, y);
 }
 
 template <typename X>

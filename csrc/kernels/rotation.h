@@ -27,7 +27,7 @@ INTERLEAF_INLINE float rotate_parts(const X* x, int k, float* y) {
 #pragma GCC unroll 4
     for (int p = 0; p < kParts; ++p) {
       const F32x16 mixed = butterfly<1>(butterfly<2>(butterfly<4>(butterfly<8>(run[p]))));
-      top = maximum(maximum(mixed, broadcast(0.0f) - mixed), top);
+      top = largest_magnitude(top, mixed);
       store(y + p * part + i, mixed);
     }
   }

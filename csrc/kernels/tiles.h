@@ -5,6 +5,9 @@
 #if defined(__AMX_BF16__)
 
 #include "level.h"
+#if defined(INTERLEAF_EMULATE_TILES)
+#include "tile_emulation.h"
+#endif
 
 namespace interleaf::INTERLEAF_LEVEL {
 

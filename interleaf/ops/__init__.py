@@ -193,10 +193,10 @@ class Decoding(Protocol):
     """Body, head and sampling of steps whose logits nothing else looks at."""
 
     def run(self, layout: StepLayout, size: StepSize, num_steps: int, ending: frozenset[int]) -> list[list[int]]:
-        """Compute the step that is laid out and take in its tokens; then go on, each sequence with the token it has sampled.
+        """Compute the step that is laid out and take in its tokens; then go on with these.
 
         Args:
-            num_steps: in all, at most; of further ones the first step has one token, and one sample, a sequence.
+            num_steps: in all, at most. If that is more than one, each sequence has one token, and is sampled.
             ending: tokens behind which the run ends, be they any sequence's.
 
         Returns:

@@ -445,7 +445,14 @@ class CpuOps:
     ) -> list[list[int]]:
         """See `Decoding.run`."""
         tokens, nanoseconds = self.runtime.run_decode_steps(
-            program, layout.native, size.num_tokens, size.num_logits, size.num_sequences, sampled.arrays, num_steps, [*ending]
+            program,
+            layout.native,
+            size.num_tokens,
+            size.num_logits,
+            size.num_sequences,
+            sampled.arrays,
+            num_steps,
+            [*ending],
         )
         self.kernel_nanoseconds += nanoseconds
         return tokens

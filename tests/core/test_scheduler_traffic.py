@@ -93,7 +93,7 @@ class Traffic(RuleBasedStateMachine):
         prompt_logprobs=st.sampled_from([None, None, None, 0]),
         extras=st.sampled_from([{}, {"ignore_eos": True}, {"stop_token_ids": [STOP_TOKEN]}, {"logprobs": 0}]),
         salt=st.sampled_from([None, None, None, "salt"]),
-        output_kind=st.sampled_from([RequestOutputKind.FINAL_ONLY, RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA]),
+        output_kind=st.sampled_from([RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA]),
         seed=st.integers(0, 3) | st.just(2**63 - 2),
         width=st.sampled_from([None, None, 2, 3]),
         early_stopping=st.sampled_from([False, True, "never"]),
