@@ -26,16 +26,16 @@ class DecodeRuns:
     def schedule(self, output: SchedulerOutput, longest: int) -> None:
         """Have the step repeated, up to `longest` steps in all; nobody is preempted for that."""
         count = len(output.num_scheduled_tokens)
-        if longest == 1 or output.total_num_scheduled_tokens > count or self._sequences.waiting:
+        single = output.total_num_scheduled_tokens == count and not output.new_requests
+        if longest == 1 or not single or self._sequences.waiting:
             return
         requests = [self._sequences.by_id[sequence_id] for sequence_id in output.num_scheduled_tokens]
         if not all(map(_is_patient, requests)):
             return
         room = min(request.room_for_drafts(self._max_total_tokens) + 1 for request in requests)
         length = min(longest, NEWS_INTERVAL, room)
-        if length == 1 or sum(self._kv.num_blocks_needed(request, length) for request in requests) > (
-            self._kv.pool.num_free
-        ):
+        needed = sum(self._kv.num_blocks_needed(request, length) for request in requests)
+        if length == 1 or needed > self._kv.pool.num_free:
             return
         for request in requests:
             _, start = self._kv.extend(request, 1, length - 1)
@@ -45,7 +45,7 @@ class DecodeRuns:
 
 
 def _is_patient(request: Request) -> bool:
-    """Whether a sequence decodes, and its tokens are told together anyhow."""
+    """Whether a sequence lacks its last token alone, and its tokens are told together anyhow."""
     group = request.group
-    decodes = bool(request.output_token_ids) and not group.is_beam_search
-    return decodes and group.is_told_late and request.grammar is None
+    decodes = bool(request.output_token_ids) and request.num_computed_tokens + 1 == request.num_tokens
+    return decodes and group.is_told_late and request.grammar is None and not group.is_beam_search

@@ -17,14 +17,18 @@ SIZE = 4
 class Rig:
     """A scheduler and the tokens that a worker would bring: 1, unless told."""
 
-    def __init__(self, num_blocks: int = 16, max_num_seqs: int = 4) -> None:
-        self.scheduler = Scheduler(SchedulerConfig(max_num_seqs, 64, 64, True, 0), CacheConfig(SIZE, num_blocks, True))
+    def __init__(self, num_blocks: int = 16, max_num_seqs: int = 4, budget: int = 64) -> None:
+        config = SchedulerConfig(max_num_seqs, budget, 64, True, 0)
+        self.scheduler = Scheduler(config, CacheConfig(SIZE, num_blocks, True))
 
-    def add(self, name: str, length: int = 6, max_tokens: int = 40, **params: object) -> None:
+    def add(
+        self, name: str, length: int = 6, max_tokens: int = 40, resumed: list[int] | None = None, **params: object
+    ) -> None:
         settings = {"output_kind": RequestOutputKind.FINAL_ONLY, **params}
         sampling = SamplingParams(seed=0, max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
         prompt = [ord(name), *range(2, length + 1)]
-        self.scheduler.add_request(EngineRequest(name, prompt, sampling, [EOS]))
+        resumed_token_ids = None if resumed is None else [resumed]
+        self.scheduler.add_request(EngineRequest(name, prompt, sampling, [EOS], resumed_token_ids=resumed_token_ids))
 
     def schedule(self, longest: int = 8) -> SchedulerOutput:
         return self.scheduler.schedule(longest)
@@ -65,6 +69,17 @@ def test_nobody_who_waits_for_tokens_waits_for_a_run(params: dict[str, object]) 
     rig.add("b", **params)
     rig.bring(rig.schedule())
     assert rig.schedule().num_decode_steps == 1
+
+
+def test_what_is_computed_again_token_by_token_is_no_run() -> None:
+    rig = Rig(budget=1)
+    rig.add("a", length=2, resumed=[1, 1])
+    for _ in range(3):
+        step = rig.schedule()
+        assert step.num_decode_steps == 1 and step.num_scheduled_tokens == {"a": 1}
+        rig.scheduler.update(step, StepOutput(step.step, {}))
+    last = rig.schedule()
+    assert rig.request("a").num_computed_tokens == 3 and last.num_decode_steps == 8
 
 
 def test_no_run_while_somebody_waits_for_a_seat() -> None:
