@@ -26,7 +26,7 @@ class DecodeRuns:
     def schedule(self, output: SchedulerOutput, longest: int) -> None:
         """Have the step repeated, up to `longest` steps in all; nobody is preempted for that."""
         count = len(output.num_scheduled_tokens)
-        single = output.total_num_scheduled_tokens == count and not output.new_requests
+        single = 0 < output.total_num_scheduled_tokens == count and not output.new_requests
         if longest == 1 or not single or self._sequences.waiting:
             return
         requests = [self._sequences.by_id[sequence_id] for sequence_id in output.num_scheduled_tokens]

@@ -82,6 +82,16 @@ def test_what_is_computed_again_token_by_token_is_no_run() -> None:
     assert rig.request("a").num_computed_tokens == 3 and last.num_decode_steps == 8
 
 
+def test_a_step_without_sequences_is_no_run() -> None:
+    rig = Rig()
+    assert rig.schedule().num_decode_steps == 1
+    rig.add("a")
+    rig.bring(rig.schedule())
+    rig.scheduler.abort(["a"])
+    removal = rig.schedule()
+    assert removal.removed_sequence_ids == ["a"] and removal.num_decode_steps == 1
+
+
 def test_no_run_while_somebody_waits_for_a_seat() -> None:
     rig = Rig(max_num_seqs=1)
     rig.add("a")
