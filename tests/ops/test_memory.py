@@ -54,7 +54,8 @@ def test_nothing_is_touched_while_the_process_computes() -> None:
     deadline = time.monotonic() + 0.5
     while time.monotonic() < deadline:
         pass
-    assert resident_bytes(memory) == 0
+    # All of it would take a tenth of that; whenever the machine stops this process for long, a little is touched.
+    assert resident_bytes(memory) <= 8 * MEGABYTE
     assert wait_for(memory, 32 * MEGABYTE) == 32 * MEGABYTE
 
 
